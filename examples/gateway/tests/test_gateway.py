@@ -1,0 +1,846 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The application as an operator meets it: real processes, a real port on loopback, files looked at from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import http.client
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import websockets
+
+SOURCE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(SOURCE))
+from gateway.cli import main  # noqa: E402
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
+
+
+class Answer:
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.status, self.headers, self.body = response.status, response.headers, response.read()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Application:
+    """One root, and the server that runs on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.process = root, None
+
+    def cli(self, command: str, *arguments: object, code: int = 0) -> Any:
+        """Run one command; its JSON, or for an expected failure the one line that it says.
+
+        Expected failures run in this process, which saves half a second each and lets an exception through.
+        """
+        argv = [command, "--root", str(self.root), *map(str, arguments)]
+        if not code:
+            argv = [sys.executable, "-m", "gateway", *argv]
+            done = subprocess.run(argv, env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=60)
+            assert (done.returncode, done.stderr) == (0, ""), done.stdout
+            return json.loads(done.stdout)
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as error:
+            assert main(argv) == code, out.getvalue() + error.getvalue()
+        if out.getvalue():
+            return json.loads(out.getvalue())
+        assert re.fullmatch(r"gateway: .+\n", error.getvalue()), error.getvalue()
+        return error.getvalue()
+
+    def start(self, *arguments: object) -> Application:
+        argv = [sys.executable, "-m", "gateway", "serve", "--root", str(self.root), *map(str, arguments)]
+        self.process = subprocess.Popen(argv, env=ENVIRONMENT, cwd="/", stdout=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        assert line.startswith("gateway "), line
+        self.port = int((self.root / "data/run/gateway.port").read_text())
+        return self
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        code = self.process.wait(timeout=30)
+        self.process.stdout.close()
+        return code
+
+    def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        try:
+            connection.request(method, quote(path, safe="/?=&%"), data, headers or {})
+            return Answer(connection.getresponse())
+        finally:
+            connection.close()
+
+    def admin(self, method: str, path: str, body: Any = None) -> Answer:
+        return self.call(method, path, body, {"Authorization": f"Bearer {self.env()['ADMIN_TOKEN']}"})
+
+    def env(self) -> dict[str, str]:
+        lines = (self.root / ".env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
+
+    def set_env(self, key: str, value: str) -> None:
+        path = self.root / ".env"
+        path.write_text(re.sub(rf"(?m)^{key}=.*$", f"{key}={value}", path.read_text()))
+
+    def set_limit(self, key: str, value: int) -> None:
+        path = self.root / "config/gateway.toml"
+        text, count = re.subn(rf"(?m)^{key} = .*$", f"{key} = {value}", path.read_text())
+        assert count == 1
+        path.write_text(text)
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        with contextlib.closing(sqlite3.connect(self.root / "data/gateway.db")) as connection:
+            rows = connection.execute(query).fetchall()
+            connection.commit()
+            return rows
+
+    def log(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.root / f"data/logs/{name}.log").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    app = Application(tmp_path_factory.mktemp("new") / "a folder, ünd %41")
+    app.cli("init", "--port", 0)
+    app.cli("seed", "--rows", 600, "--projects", 6, "--uploads", 4, "--upload-bytes", 1000)
+    return app.root
+
+
+@pytest.fixture
+def stopped(template: Path, tmp_path: Path) -> Iterator[Application]:
+    app = Application(tmp_path / template.name)
+    shutil.copytree(template, app.root)
+    yield app
+    if app.process and app.process.poll() is None:
+        app.stop(signal.SIGKILL)
+
+
+@pytest.fixture
+def app(stopped: Application) -> Application:
+    return stopped.start()
+
+
+@pytest.fixture(scope="module")
+def shared(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    """A server for the tests that leave nothing behind that another one would notice."""
+    app = Application(tmp_path_factory.mktemp("shared") / "app")
+    shutil.copytree(template, app.root)
+    app.start("--colour", "green")
+    yield app
+    assert app.stop() == 0
+
+
+def wait_for(condition: Any, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+class Background(threading.Thread):
+    """A request that is on its way while the test goes on."""
+
+    def __init__(self, app: Application, *call: Any) -> None:
+        super().__init__(daemon=True)
+        self._run = lambda: app.call(*call)
+        self.answer: Answer | None = None
+        self.start()
+
+    def run(self) -> None:
+        self.answer = self._run()
+        self.seconds = time.monotonic()
+
+    def result(self) -> Answer:
+        self.join(30)
+        assert self.answer is not None
+        return self.answer
+
+
+# -- command line -------------------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_private_application_and_never_a_second_one(template: Path, stopped: Application) -> None:
+    assert (template / ".env").stat().st_mode & 0o777 == 0o600
+    assert not [path for path in (template, *template.rglob("*")) if path.stat().st_mode & 0o007 and path != template]
+    before = (stopped.root / ".env").read_bytes()
+    assert "exists" in stopped.cli("init", code=2)
+    assert (stopped.root / ".env").read_bytes() == before
+    (stopped.root / ".env").unlink()
+    (stopped.root / "config/gateway.toml").unlink()
+    assert "gateway.db exists" in stopped.cli("init", code=2)
+    assert not (stopped.root / ".env").exists()
+
+
+def test_secrets_differ_between_applications(tmp_path: Path, template: Path) -> None:
+    other = Application(tmp_path / "other")
+    other.cli("init")
+    for key in ("APP_SECRET_KEY", "ADMIN_TOKEN", "FAKE_API_KEY"):
+        assert other.env()[key] != Application(template).env()[key]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("LOG_LEVEL", "LOUD", "LOG_LEVEL must be one of"),
+        ("GATEWAY_PORT", "http", "GATEWAY_PORT must be a number"),
+        ("GATEWAY_PORT", "70000", "GATEWAY_PORT must be a number"),
+        ("APP_SECRET_KEY", "short", "APP_SECRET_KEY is missing or shorter"),
+        ("FAULT_ERROR_RATE", "1.5", "error_rate must be a number from 0 to 1"),
+        ("DATABASE_URL", "mysql://u:secretpw@h/d", "DATABASE_URL must be sqlite"),
+        ("DATABASE_URL", "nonsense", "not a database URL"),
+        ("DATABASE_URL", "sqlite:///data/other.db", "other.db is missing"),
+    ],
+)
+def test_wrong_settings_are_refused(stopped: Application, key: str, value: str, says: str) -> None:
+    stopped.set_env(key, value)
+    error = stopped.cli("serve", code=2)
+    assert says in error
+    assert "secretpw" not in error
+    assert not (stopped.root / "data/other.db").exists()
+
+
+def test_what_is_missing_or_open_is_named(stopped: Application) -> None:
+    env = stopped.root / ".env"
+    env.chmod(0o604)
+    assert "open to every user" in stopped.cli("serve", code=2)
+    env.chmod(0o600)
+    (stopped.root / "config/gateway.toml").write_text("[limits]\nupload_max_bytes = -1\n")
+    assert "limit upload_max_bytes" in stopped.cli("serve", code=2)
+    (stopped.root / "config/gateway.toml").write_text("[[providers]\n")
+    assert "gateway.toml cannot be read" in stopped.cli("serve", code=2)
+    (stopped.root / "config/gateway.toml").unlink()
+    assert "gateway.toml is missing" in stopped.cli("serve", code=2)
+    env.write_text(env.read_text() + "sk-oops a secret pasted alone\n")
+    error = stopped.cli("serve", code=2)
+    assert re.search(r"\.env line \d+ is not KEY=value", error)
+    assert "oops" not in error
+    env.unlink()
+    assert ".env is missing" in stopped.cli("serve", code=2)
+
+
+def test_a_missing_or_broken_database_is_never_created(stopped: Application) -> None:
+    shutil.rmtree(stopped.root / "data")
+    for command in ("serve", "migrate", "schema", "seed"):
+        assert "gateway.db is missing: restore it" in stopped.cli(command, code=2)
+    assert not (stopped.root / "data").exists()
+    (stopped.root / "data").mkdir()
+    (stopped.root / "data/gateway.db").write_bytes(b"this is no database" * 500)
+    assert "not a database" in stopped.cli("serve", code=2)
+
+
+def test_commands_that_need_a_server_say_that_none_runs(stopped: Application, tmp_path: Path) -> None:
+    for arguments in (("pause", "5"), ("resume",), ("traffic", "--ledger", tmp_path / "ledger")):
+        assert "no server is running" in stopped.cli(*arguments, code=3)
+    assert not (tmp_path / "ledger").exists()
+    status = stopped.cli("status", code=3)
+    assert status["running"] is False
+    assert status["revision"] == status["head"] == "0002"
+
+
+def test_one_server_a_root_and_a_port(app: Application, tmp_path: Path, template: Path) -> None:
+    assert f"by process {app.process.pid}" in app.cli("serve", code=2)
+    status = app.cli("status")
+    assert (status["pid"], status["port"], status["ready"]) == (app.process.pid, app.port, True)
+    other = Application(tmp_path / "other")
+    shutil.copytree(template, other.root)
+    assert f"port {app.port} cannot be listened on" in other.cli("serve", "--port", app.port, code=2)
+    assert app.stop(signal.SIGKILL) == -signal.SIGKILL
+    assert app.cli("status", code=3)["running"] is False  # the pid file that is left means nothing
+    app.start()
+    assert app.cli("status")["pid"] == app.process.pid
+
+
+def test_seed_is_deterministic_and_only_for_a_new_application(stopped: Application, tmp_path: Path) -> None:
+    assert "only a new application" in stopped.cli("seed", code=2)
+    other = Application(tmp_path / "other")
+    other.cli("init", "--port", 0)
+    made = other.cli("seed", "--rows", 600, "--projects", 6, "--uploads", 4, "--upload-bytes", 1000)["rows"]
+    assert made == {"users": 3, "user_preferences": 9, "providers": 4, "projects": 6, "usage": 600, "uploads": 22}
+    for table in ("users", "user_preferences", "projects", "usage"):
+        assert other.rows(f"SELECT * FROM {table}") == stopped.rows(f"SELECT * FROM {table}")
+    for path, sha256, size in other.rows("SELECT path, sha256, bytes FROM uploads"):
+        content = (other.root / path).read_bytes()
+        assert content == (stopped.root / path).read_bytes()
+        assert (hashlib.sha256(content).hexdigest(), len(content)) == (sha256, size)
+
+
+# -- schema -------------------------------------------------------------------------------------------------------
+
+
+def test_migration_moves_preferences_and_back(stopped: Application) -> None:
+    everything = "SELECT name, key, value FROM users JOIN user_preferences ON id = user_id ORDER BY 1, 2"
+    before = stopped.rows(everything)
+    assert len(before) == 9
+    assert stopped.cli("migrate")["changed"] is False
+    assert stopped.cli("migrate", "--to", "0001") == {"before": "0002", "after": "0001", "changed": True}
+    stored = {name: json.loads(value) for name, value in stopped.rows("SELECT name, preferences FROM users")}
+    assert stored == {name: {key: json.loads(str(value)) for n, key, value in before if n == name} for name in {row[0] for row in before}}
+    assert "python -m gateway migrate" in stopped.cli("serve", code=2)
+    assert "at revision 0001" in stopped.cli("seed", code=2)
+    assert stopped.cli("schema") == {"revision": "0001", "head": "0002", "current": False}
+    stopped.rows("INSERT INTO users (name, created_at) VALUES ('none', '2026-01-01 00:00:00')")
+    assert stopped.cli("migrate") == {"before": "0001", "after": "0002", "changed": True}
+    assert stopped.rows(everything) == before
+    assert stopped.rows("PRAGMA foreign_key_check") == []
+    assert stopped.rows("PRAGMA integrity_check") == [("ok",)]
+    assert "revision 0009 is unknown" in stopped.cli("migrate", "--to", "0009", code=2)
+
+
+def test_a_failed_migration_changes_nothing(stopped: Application) -> None:
+    stopped.cli("migrate", "--to", "0001")
+    stopped.rows("UPDATE users SET preferences = '[1, 2' WHERE id = 2")
+    schema = stopped.rows("SELECT name, sql FROM sqlite_master ORDER BY 1")
+    argv = [sys.executable, "-m", "gateway", "migrate", "--root", str(stopped.root)]
+    assert subprocess.run(argv, env=ENVIRONMENT, capture_output=True, timeout=60).returncode != 0
+    assert stopped.rows("SELECT name, sql FROM sqlite_master ORDER BY 1") == schema
+    assert stopped.rows("SELECT version_num FROM alembic_version") == [("0001",)]
+
+
+def test_a_newer_schema_is_refused(stopped: Application) -> None:
+    stopped.rows("UPDATE alembic_version SET version_num = '0099'")
+    for command in ("serve", "migrate"):
+        error = stopped.cli(command, code=2)
+        assert "revision 0099, which this version does not know" in error
+        assert "install the version" in error
+
+
+def test_migrations_make_the_tables_that_the_code_uses(stopped: Application) -> None:
+    script = (
+        "import sys; from pathlib import Path; from alembic.autogenerate import compare_metadata\n"
+        "from alembic.migration import MigrationContext; from gateway.database import Database, metadata\n"
+        "with Database(Path(sys.argv[1])).engine.connect() as c:\n"
+        "    print(compare_metadata(MigrationContext.configure(c), metadata))"
+    )
+    argv = [sys.executable, "-c", script, str(stopped.root / "data/gateway.db")]
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+# -- endpoints ----------------------------------------------------------------------------------------------------
+
+
+def test_health_and_headers(shared: Application) -> None:
+    for path in ("/healthz", "/readyz", "/nothing", "/api/projects/none"):
+        answer = shared.call("GET", path, headers={"X-Request-ID": "from-the-proxy"})
+        assert answer.status == (200 if path.endswith("z") else 404)
+        assert answer.headers["X-Gateway-Colour"] == "green"
+        assert re.fullmatch(r"\d+\.\d+\.\d+", answer.headers["X-Gateway-Version"])
+        assert answer.headers["X-Request-ID"] == "from-the-proxy"
+    assert shared.call("GET", "/readyz").json["ready"] is True
+    assert shared.call("HEAD", "/healthz").status == 200
+    assert shared.call("POST", "/healthz").status == 405
+    assert shared.call("GET", "/healthz", headers={"X-Request-ID": 'x"\t{'}).headers["X-Request-ID"] != 'x"\t{'
+
+
+def test_projects(shared: Application) -> None:
+    body = {"slug": "one", "title": "The först", "owner": "ann"}
+    made = shared.call("POST", "/api/projects", body)
+    assert made.status == 201
+    assert {**made.json, **body} == made.json
+    assert json.loads((shared.root / "projects/one/project.json").read_text()) == made.json
+    assert shared.call("POST", "/api/projects", body).status == 409
+    assert shared.call("GET", "/api/projects/one").json == {**made.json, "tokens": {}, "files": []}
+    seen, after = [], ""
+    while after is not None:
+        page = shared.call("GET", f"/api/projects?limit=3&after={after}").json
+        assert len(page["projects"]) <= 3
+        seen += [entry["slug"] for entry in page["projects"]]
+        after = page["next"]
+    assert seen == sorted(slug for (slug,) in shared.rows("SELECT slug FROM projects"))
+    assert "one" in seen
+    assert shared.call("PUT", "/api/projects/one/files/a.txt", b"x").status == 201
+    assert shared.call("DELETE", "/api/projects/one").status == 204
+    assert not list(shared.root.glob("projects/*one*"))
+    assert not list(shared.root.glob("projects/.*"))
+    assert shared.rows("SELECT * FROM uploads WHERE path LIKE 'projects/one/%'") == []
+    assert shared.call("DELETE", "/api/projects/one").status == 404
+    assert [entry["project"] for entry in shared.log("audit") if entry["message"] == "project.delete"] == ["one"]
+
+
+@pytest.mark.parametrize("body", [{}, [], b"{", {"slug": "UP"}, {"slug": "../x"}, {"slug": "a" * 65}, {"slug": 7}])
+def test_bad_projects_are_refused(shared: Application, body: Any) -> None:
+    answer = shared.call("POST", "/api/projects", body)
+    assert answer.status == 400
+    assert answer.json["error"]
+
+
+def test_files(shared: Application) -> None:
+    for folder, place in (("projects/project-00001/files", "projects/project-00001/files"), ("uploads", "data/uploads")):
+        first, second = os.urandom(300_000), b""
+        path = f"/api/{folder}/zwölf @ 12.bin"
+        stored = shared.call("PUT", path, first)
+        assert stored.status == 201
+        target = shared.root / place / "zwölf @ 12.bin"
+        assert target.read_bytes() == first == shared.call("GET", path).body
+        sha256 = hashlib.sha256(first).hexdigest()
+        row = f"SELECT sha256, bytes FROM uploads WHERE path = '{place}/zwölf @ 12.bin'"
+        assert stored.json["sha256"] == sha256
+        assert shared.rows(row) == [(sha256, 300_000)]
+        assert shared.call("PUT", path, second).status == 200
+        assert target.read_bytes() == second == shared.call("GET", path).body
+        assert shared.rows(row) == [(hashlib.sha256(second).hexdigest(), 0)]
+        for name in (".hidden", "..", "%2e%2e", "a%2fb", "%00", "a%0ab", "ü" * 101, "x" * 129):
+            assert shared.call("PUT", f"/api/{folder}/{name}", b"x").status in (400, 404, 405), name
+    assert shared.call("PUT", "/api/projects/none/files/a", b"x").status == 404
+    assert not (shared.root / "projects/none").exists()
+    assert not list(shared.root.rglob("*.tmp"))
+
+
+def test_a_file_is_served_only_if_it_is_what_was_recorded(app: Application) -> None:
+    path, place = "/api/uploads/upload-000001.bin", app.root / "data/uploads/upload-000001.bin"
+    content = place.read_bytes()
+    assert app.call("GET", path).body == content
+    place.write_bytes(content[:-1] + b"!")
+    assert "not what the database recorded" in app.call("GET", path).json["error"]
+    place.unlink()
+    assert "the file is missing" in app.call("GET", path).json["error"]
+    place.write_bytes(content)
+    assert app.call("GET", path).status == 200
+    assert app.stop() == 0
+    app.set_env("APP_SECRET_KEY", "x" * 32)  # a .env that does not belong to this database
+    answer = app.start().call("GET", path)
+    assert answer.status == 500
+    assert "APP_SECRET_KEY" in answer.json["error"]
+    assert app.log("error")[-1]["request_id"] == answer.headers["X-Request-ID"]
+
+
+def test_limits(stopped: Application) -> None:
+    stopped.set_limit("upload_max_bytes", 1000)
+    stopped.set_limit("request_max_bytes", 500)
+    stopped.start()
+    assert stopped.call("PUT", "/api/uploads/a", b"x" * 1000).status == 201
+    assert stopped.call("PUT", "/api/uploads/b", b"x" * 1001).status == 413
+    assert not (stopped.root / "data/uploads/b").exists()
+    assert stopped.call("POST", "/api/projects", {"slug": "a", "title": "x" * 600}).status == 413
+
+
+def test_preferences(shared: Application) -> None:
+    path = "/api/users/jörg/preferences"
+    assert shared.call("GET", path).status == 404
+    first = {"theme": "dark", "list": [1, None, {"a": "ü"}]}
+    assert shared.call("PUT", path, first).json == first == shared.call("GET", path).json
+    assert shared.call("PUT", path, {"theme": "light"}).status == 200
+    assert shared.call("GET", path).json == {"theme": "light"}
+    assert shared.call("PUT", path, [1]).status == 400
+    assert shared.call("PUT", path, {"k" * 129: 1}).status == 400
+
+
+def test_providers_never_show_keys(shared: Application) -> None:
+    answer = shared.call("GET", "/api/providers")
+    keys = [key for (key,) in shared.rows("SELECT api_key FROM providers")]
+    assert len(answer.json["providers"]) == len(keys) == 4
+    assert all(keys)
+    assert all(provider["api_key_set"] is True for provider in answer.json["providers"])
+    assert not any(key.encode() in answer.body for key in keys)
+
+
+def test_chat_records_disjoint_usage(shared: Application) -> None:
+    call = {"project": "project-00002", "provider": "fake", "model": "fake-large-think", "prompt": "word " * 1000}
+    before = shared.call("GET", "/api/projects/project-00002").json["tokens"]
+    first, second = (shared.call("POST", "/api/chat", call).json for _ in range(2))
+    counts = {row["type"]: row["tokens"] for row in first["usage"]}
+    assert set(counts) == {"input", "cache_read", "cache_write", "output", "reasoning"}
+    assert counts["input"] + counts["cache_read"] + counts["cache_write"] == 1250
+    assert len(first["reply"].split()) == counts["output"]
+    assert first["reply"] == second["reply"]
+    assert counts == {row["type"]: row["tokens"] for row in second["usage"]}
+    ids = ", ".join(str(row["id"]) for row in first["usage"])
+    assert dict(shared.rows(f"SELECT type, tokens FROM usage WHERE id IN ({ids})")) == counts
+    after = shared.call("GET", "/api/projects/project-00002").json["tokens"]
+    assert {kind: after[kind] - before.get(kind, 0) for kind in after} == {k: 2 * n for k, n in counts.items()}
+    for change in ({"project": "none"}, {"provider": "none"}, {"model": "none"}, {"prompt": ""}, {"prompt": 5}):
+        assert shared.call("POST", "/api/chat", {**call, **change}).status in (400, 404)
+
+
+def _events(body: bytes) -> list[tuple[str, Any]]:
+    found = re.findall(r"event: (\w+)\ndata: (.*)\n\n", body.decode())
+    return [(kind, json.loads(data)) for kind, data in found]
+
+
+def test_server_sent_events(shared: Application) -> None:
+    answer = shared.call("GET", "/api/chat/stream?project=project-00003&prompt=hello%20there&provider=fake")
+    assert answer.headers["Content-Type"].startswith("text/event-stream")
+    *chunks, (last, done) = _events(answer.body)
+    plain = shared.call("POST", "/api/chat", {"project": "project-00003", "prompt": "hello there", "provider": "fake"})
+    assert last == "done"
+    assert {kind for kind, _ in chunks} == {"chunk"}
+    assert "".join(text for _, text in chunks).strip() == plain.json["reply"]
+    assert [row["tokens"] for row in done["usage"]] == [row["tokens"] for row in plain.json["usage"]]
+    assert shared.call("GET", "/api/chat/stream?project=none&prompt=x").status == 404
+
+
+def test_websocket(shared: Application) -> None:
+    async def talk() -> list[dict[str, Any]]:
+        async with websockets.connect(f"ws://127.0.0.1:{shared.port}/ws/chat") as connection:
+            headers = getattr(connection, "response", connection)
+            headers = getattr(headers, "headers", None) or connection.response_headers
+            assert headers["X-Gateway-Colour"] == "green"
+            seen = []
+            for text in ("no json", '{"project": "none", "prompt": "x"}', '{"project": "project-00001", "prompt": "x"}'):
+                await connection.send(text)
+                while not seen or seen[-1]["event"] == "chunk" or text:
+                    text = ""
+                    seen.append(json.loads(await connection.recv()))
+            metrics = await asyncio.to_thread(shared.call, "GET", "/metrics")
+            assert b'app_open_connections{kind="websocket"} 1.0' in metrics.body
+            return seen
+
+    seen = asyncio.run(talk())
+    assert [message["event"] for message in seen[:2]] == ["error", "error"]
+    assert "JSON" in seen[0]["data"]["error"]
+    assert seen[-1]["event"] == "done"
+    assert len(seen) == 3 + seen[-1]["data"]["usage"][1]["tokens"]
+    wait_for(lambda: b'app_open_connections{kind="websocket"} 0.0' in shared.call("GET", "/metrics").body)
+    wait_for(lambda: any(entry["route"] == "/ws/chat" and entry["status"] == 101 for entry in shared.log("access")))
+
+
+def test_metrics(shared: Application) -> None:
+    shared.call("POST", "/api/chat", {"project": "project-00004", "prompt": "count me", "provider": "fake"})
+    shared.call("GET", "/api/uploads/upload-000000.bin")
+    shared.call("GET", "/api/projects/project-00004")
+    shared.call("BREW", "/no/such/path")
+    text = shared.call("GET", "/metrics").body.decode()
+    for wanted in (
+        'http_server_request_duration_seconds_bucket{http_request_method="GET",http_response_status_code="200",http_route="/api/uploads/{name}",le="320.0"}',
+        'http_server_request_duration_seconds_count{http_request_method="GET",http_response_status_code="200",http_route="/api/projects/{slug}"}',
+        'http_server_request_duration_seconds_count{http_request_method="_OTHER",http_response_status_code="404",http_route=""}',
+        'http_server_active_requests{http_request_method="GET"} 1.0',
+        'app_open_connections{kind="sse"} 0.0',
+        'gen_ai_client_operation_duration_seconds_count{error_type="",gen_ai_operation_name="chat",'
+        'gen_ai_provider_name="fake",gen_ai_request_model="fake-small"}',
+        "gen_ai_client_operation_time_to_first_chunk_seconds_bucket{",
+        'gen_ai_client_token_usage_sum{gen_ai_operation_name="chat",gen_ai_provider_name="fake",gen_ai_request_model="fake-small",gen_ai_token_type="output"}',
+        'app_llm_tokens_total{gen_ai_provider_name="fake",gen_ai_request_model="fake-small",type="input"}',
+        'app_db_pool_connections{state="used"}',
+        "app_db_lock_wait_seconds_bucket{",
+        'app_build_info{colour="green",version="',
+        'app_health_status{check="database"} 1.0',
+        "process_resident_memory_bytes ",
+        "process_open_fds ",
+    ):
+        assert f"\n{wanted}" in text, wanted
+    assert "project-00004" not in text
+    assert "no/such" not in text
+
+
+# -- logs ---------------------------------------------------------------------------------------------------------
+
+
+def test_logs_reopen_and_change_level(app: Application) -> None:
+    folder = app.root / "data/logs"
+    assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()} == dict.fromkeys(
+        ("access.log", "app.log", "audit.log", "error.log"), 0o640
+    )
+    app.call("GET", "/healthz", headers={"X-Request-ID": "before"})
+    wait_for(lambda: app.log("access"))
+    for path in list(folder.iterdir()):
+        path.rename(f"{path}.1")
+    app.call("GET", "/healthz", headers={"X-Request-ID": "between"})
+    assert not (folder / "access.log").exists()
+    app.process.send_signal(signal.SIGUSR1)
+    wait_for(lambda: (folder / "audit.log").exists())
+    open_files = {os.readlink(path) for path in Path(f"/proc/{app.process.pid}/fd").iterdir()}
+    assert not [path for path in open_files if path.endswith(".1")]
+    app.call("GET", "/api/projects/x?secret=query", headers={"X-Request-ID": "after"})
+    wait_for(lambda: app.log("access"))
+    (line,) = app.log("access")
+    assert (line["request_id"], line["status"], line["path"]) == ("after", 404, "/api/projects/x")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+    old = [json.loads(text)["request_id"] for text in (folder / "access.log.1").read_text().splitlines()]
+    assert old == ["before", "between"]
+
+    app.set_env("LOG_LEVEL", "ERROR")
+    app.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: app.log("audit"))
+    assert app.log("audit")[-1]["log_level"] == "ERROR"
+    lines = len(app.log("app"))
+    app.process.send_signal(signal.SIGUSR1)
+    time.sleep(0.3)
+    assert len(app.log("app")) == lines
+    app.set_env("LOG_LEVEL", "NONSENSE")
+    app.process.send_signal(signal.SIGHUP)
+    wait_for(lambda: "LOG_LEVEL must be one of" in json.dumps(app.log("error")))
+    assert app.call("GET", "/healthz").status == 200
+
+
+def test_no_secret_reaches_a_log_or_an_answer(app: Application) -> None:
+    secrets = [app.env()[key] for key in ("APP_SECRET_KEY", "ADMIN_TOKEN", "FAKE_API_KEY")]
+    secrets += [key for (key,) in app.rows("SELECT api_key FROM providers")]
+    app.cli("pause", "1")
+    app.cli("resume")
+    app.admin("POST", "/admin/faults", {"error_rate": 1})
+    bodies = [app.call("GET", "/api/providers").body]
+    app.admin("POST", "/admin/faults", {"error_rate": 0})
+    for path in ("/api/providers", "/metrics", "/readyz", "/admin/writes", "/admin/faults", "/api/projects"):
+        bodies.append(app.admin("GET", path).body)
+    assert Path(f"/proc/{app.process.pid}/cmdline").read_bytes().count(secrets[1].encode()) == 0
+    assert app.stop() == 0
+    logs = b"".join(path.read_bytes() for path in (app.root / "data/logs").iterdir())
+    assert b"error_rate asks for it" in logs
+    assert not [secret for secret in secrets if secret.encode() in logs + b"".join(bodies)]
+
+
+# -- pause of writes ----------------------------------------------------------------------------------------------
+
+
+def test_pause_holds_writes_and_lets_reads_through(app: Application) -> None:
+    state = app.cli("pause", "20")
+    assert state["paused"]
+    assert 19 < state["remaining_seconds"] <= 20
+    assert state["in_flight"] == 0
+    before = app.rows("SELECT max(rowid), count(*) FROM usage")
+    writes = [
+        Background(app, "POST", "/api/projects", {"slug": "late"}),
+        Background(app, "PUT", "/api/uploads/late", b"late"),
+        Background(app, "PUT", "/api/users/late/preferences", {"a": 1}),
+        Background(app, "POST", "/api/chat", {"project": "project-00001", "prompt": "late"}),
+        Background(app, "GET", "/api/chat/stream?project=project-00001&prompt=late"),
+        Background(app, "DELETE", "/api/projects/project-00005"),
+    ]
+    wait_for(lambda: app.admin("GET", "/admin/writes").json["waiting"] == len(writes))
+    assert app.call("GET", "/api/projects").status == app.call("GET", "/readyz").status == 200
+    assert app.rows("SELECT max(rowid), count(*) FROM usage") == before
+    assert not (app.root / "projects/late").exists()
+    assert not (app.root / "data/uploads/late").exists()
+    assert (app.root / "projects/project-00005").exists()
+    assert all(write.answer is None for write in writes)
+    renewed = app.cli("pause", "30")
+    assert renewed["pause_id"] == state["pause_id"]
+    assert renewed["remaining_seconds"] > 29
+    assert app.cli("resume") == {"was_paused": True, "pause_id": state["pause_id"]}
+    assert [write.result().status for write in writes] == [201, 201, 200, 200, 200, 204]
+    assert (app.root / "projects/late/project.json").exists()
+    assert app.cli("resume") == {"was_paused": False, "pause_id": None}
+
+
+def test_pause_expires_by_itself(app: Application) -> None:
+    started = time.monotonic()
+    app.cli("pause", "1.5")
+    write = Background(app, "PUT", "/api/uploads/late", b"late")
+    assert write.result().status == 201
+    assert 1.4 < write.seconds - started < 6
+    state = app.admin("GET", "/admin/writes").json
+    assert state == {"paused": False, "pause_id": None, "remaining_seconds": 0.0, "in_flight": 0, "waiting": 0}
+    assert [entry["message"] for entry in app.log("audit")] == ["writes.pause", "writes.expire"]
+
+
+def test_a_write_gives_up_waiting(stopped: Application) -> None:
+    stopped.set_limit("write_wait_seconds", 1)
+    stopped.start().cli("pause", "20")
+    answer = stopped.call("PUT", "/api/uploads/late", b"late")
+    assert answer.status == 503
+    assert 1 <= int(answer.headers["Retry-After"]) <= 20
+    assert not (stopped.root / "data/uploads/late").exists()
+
+
+def test_pause_returns_only_when_writes_in_flight_are_done(app: Application) -> None:
+    app.admin("POST", "/admin/faults", {"hold_lock_seconds": 1.5})
+    wait_for(lambda: "write lock is held" in json.dumps(app.log("app")))
+    write = Background(app, "PUT", "/api/uploads/busy", b"x" * 10)
+    wait_for(lambda: app.admin("GET", "/admin/writes").json["in_flight"] == 1)
+    assert app.cli("pause", "20")["in_flight"] == 0
+    assert app.rows("SELECT bytes FROM uploads WHERE path = 'data/uploads/busy'") == [(10,)]
+    assert write.result().status == 201
+    app.cli("resume")
+    app.admin("POST", "/admin/faults", {"hold_lock_seconds": 4})
+    wait_for(lambda: json.dumps(app.log("app")).count("write lock is held") == 2)
+    write = Background(app, "PUT", "/api/uploads/busy2", b"x")
+    wait_for(lambda: app.admin("GET", "/admin/writes").json["in_flight"] == 1)
+    refused = app.admin("POST", "/admin/writes/pause", {"seconds": 1})
+    assert refused.status == 503
+    assert "not paused" in refused.json["error"]
+    assert app.admin("GET", "/admin/writes").json["paused"] is False
+    assert write.result().status == 201
+
+
+def test_administration_needs_the_token(shared: Application) -> None:
+    for method, path in (("GET", "/admin/writes"), ("POST", "/admin/writes/pause"), ("POST", "/admin/faults")):
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": shared.env()["ADMIN_TOKEN"]}):
+            assert shared.call(method, path, {"seconds": 5}, header).status == 401
+    for seconds in (0, -1, 601, "5", True, None):
+        assert shared.admin("POST", "/admin/writes/pause", {"seconds": seconds}).status == 400
+    assert shared.admin("GET", "/admin/writes").json["paused"] is False
+    outside = {"Authorization": f"Bearer {shared.env()['ADMIN_TOKEN']}", "X-Forwarded-For": "192.0.2.7"}
+    assert shared.call("GET", "/admin/writes", headers=outside).status == 403
+    assert shared.call("GET", "/metrics", headers=outside).status == 200
+    assert shared.call("GET", "/metrics", headers={"X-Forwarded-For": "192.0.2.7"}).status == 401
+    assert {entry["message"] for entry in shared.log("audit")} >= {"admin.denied"}
+
+
+# -- faults -------------------------------------------------------------------------------------------------------
+
+
+def test_error_rate_and_unknown_faults(app: Application) -> None:
+    assert app.admin("POST", "/admin/faults", {"error_rate": 0.25}).json["error_rate"] == 0.25
+    answers = [app.call("GET", "/api/projects") for _ in range(8)]
+    assert [answer.status for answer in answers].count(500) == 2
+    failed = next(answer for answer in answers if answer.status == 500)
+    errors = [entry for entry in app.log("error") if entry["request_id"] == failed.json["request_id"]]
+    assert len(errors) == 1
+    assert "Traceback" in errors[0]["exception"]
+    assert b"Traceback" not in failed.body
+    assert app.call("GET", "/readyz").status == 200
+    for body in ({"error_rate": 2}, {"nonsense": 1}, {"leak_bytes": "x"}, {"error_rate": float("nan")}):
+        assert app.admin("POST", "/admin/faults", body).status == 400
+
+
+def test_slow_provider_and_its_time_limit(stopped: Application) -> None:
+    stopped.set_limit("provider_timeout_seconds", 1)
+    stopped.set_env("FAULT_SLOW_PROVIDER_SECONDS", "0.5")
+    app, call = stopped.start(), {"project": "project-00001", "prompt": "x"}
+    started = time.monotonic()
+    assert app.call("POST", "/api/chat", call).status == 200
+    assert time.monotonic() - started > 0.5
+    app.admin("POST", "/admin/faults", {"slow_provider_seconds": 5})
+    before = app.rows("SELECT count(*) FROM usage")
+    assert app.call("POST", "/api/chat", call).status == 504
+    ((kind, data),) = _events(app.call("GET", "/api/chat/stream?project=project-00001&prompt=x").body)
+    assert kind == "error"
+    assert "in time" in data["error"]
+    assert app.rows("SELECT count(*) FROM usage") == before
+    assert b'operation_duration_seconds_count{error_type="timeout"' in app.call("GET", "/metrics").body
+
+
+def test_held_lock_stops_writes_and_not_reads(stopped: Application) -> None:
+    stopped.set_env("FAULT_HOLD_LOCK_SECONDS", "60")
+    app = stopped.start()
+    wait_for(lambda: "write lock is held" in json.dumps(app.log("app")))
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        sqlite3.connect(app.root / "data/gateway.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
+    assert app.call("GET", "/readyz").status == app.call("GET", "/api/projects").status == 200
+    answer = app.call("PUT", "/api/uploads/locked", b"x")
+    assert answer.status == 503
+    assert answer.headers["Retry-After"]
+    assert "locked" in json.dumps(app.log("error"))
+    assert not (app.root / "data/uploads/locked").exists()
+    assert app.admin("POST", "/admin/faults", {"hold_lock_seconds": 0}).json["hold_lock_seconds"] == 0
+    assert app.call("PUT", "/api/uploads/locked", b"x").status == 201
+
+
+def test_leak(app: Application) -> None:
+    def resident() -> float:
+        text = app.call("GET", "/metrics").body.decode()
+        return float(re.search(r"^process_resident_memory_bytes (.*)$", text, re.M).group(1))  # type: ignore[union-attr]
+
+    before = resident()
+    app.admin("POST", "/admin/faults", {"leak_bytes": 8 << 20})
+    for _ in range(5):
+        app.call("GET", "/healthz")
+    assert resident() - before > 32 << 20
+    app.admin("POST", "/admin/faults", {"leak_bytes": 0})
+    wait_for(lambda: resident() - before < 32 << 20)
+
+
+def test_readiness_names_what_is_wrong(app: Application) -> None:
+    app.rows("UPDATE alembic_version SET version_num = '0099'")
+    answer = app.call("GET", "/readyz")
+    assert answer.status == 503
+    assert answer.json["checks"]["database"] == "ok"
+    assert "0099" in answer.json["checks"]["schema"]
+    app.rows("UPDATE alembic_version SET version_num = '0002'")
+    assert app.call("GET", "/readyz").status == 200
+    database = app.root / "data/gateway.db"
+    database.rename(f"{database}.gone")
+    answer = app.call("GET", "/readyz")
+    assert answer.status == 503
+    assert "removed or replaced" in answer.json["checks"]["database"]
+    assert app.call("GET", "/healthz").status == 200
+    assert not database.exists()
+    assert b'app_health_status{check="database"} 0.0' in app.call("GET", "/metrics").body
+
+
+# -- stop and crash -----------------------------------------------------------------------------------------------
+
+
+def test_stop_finishes_what_is_in_flight(stopped: Application) -> None:
+    stopped.set_env("FAULT_SLOW_PROVIDER_SECONDS", "1.5")
+    app = stopped.start()
+    write = Background(app, "POST", "/api/chat", {"project": "project-00001", "prompt": "x"})
+    wait_for(lambda: b'http_server_active_requests{http_request_method="POST"} 1.0' in app.call("GET", "/metrics").body)
+    assert app.stop() == 0
+    assert write.result().status == 200
+    ids = [row["id"] for row in write.result().json["usage"]]
+    assert len(app.rows(f"SELECT id FROM usage WHERE id IN ({', '.join(map(str, ids))})")) == len(ids)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", app.port), 2)
+    left = {path.name for path in (app.root / "data").iterdir()} | {path.name for path in (app.root / "data/run").iterdir()}
+    assert not left & {"gateway.db-wal", "gateway.db-shm", "gateway.pid", "gateway.port"}
+    assert [entry["message"] for entry in app.log("app")][-1] == "stopped"
+
+
+def test_stop_ends_even_if_a_request_does_not(stopped: Application) -> None:
+    stopped.set_env("FAULT_SLOW_PROVIDER_SECONDS", "50")
+    stopped.set_limit("stop_grace_seconds", 2)
+    app = stopped.start()
+    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=30)
+    connection.request("POST", "/api/chat", json.dumps({"project": "project-00001", "prompt": "x"}))
+    wait_for(lambda: b'http_server_active_requests{http_request_method="POST"} 1.0' in app.call("GET", "/metrics").body)
+    started = time.monotonic()
+    assert app.stop() == 0
+    assert 1.9 < time.monotonic() - started < 8
+    assert "cut off" in json.dumps(app.log("error"))
+    connection.close()
+
+
+def test_stop_during_a_pause_turns_waiting_writes_away(app: Application) -> None:
+    app.cli("pause", "60")
+    write = Background(app, "PUT", "/api/uploads/late", b"late")
+    wait_for(lambda: app.admin("GET", "/admin/writes").json["waiting"] == 1)
+    assert app.stop() == 0
+    assert write.result().status == 503
+    assert not (app.root / "data/uploads/late").exists()
+
+
+def test_acknowledged_writes_survive_a_kill(app: Application, tmp_path: Path) -> None:
+    ledger = tmp_path / "ledger"
+    assert "outside the root" in app.cli("traffic", "--ledger", app.root / "ledger", code=2)
+    argv = [sys.executable, "-m", "gateway", "traffic", "--root", str(app.root), "--ledger", str(ledger)]
+    argv += ["--seconds", "3", "--rate", "200"]
+    with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as client:
+        wait_for(lambda: ledger.exists() and ledger.read_text().count("\n") > 60)
+        app.stop(signal.SIGKILL)
+        summary = json.loads(client.communicate(timeout=30)[0])
+    assert client.returncode == 0
+    assert summary["failed"]
+    assert set(summary["acknowledged"]) == {"projects", "uploads", "usage", "user_preferences"}
+    (app.root / "projects/project-00001/files/.upload-left.tmp").write_bytes(b"half")
+    (app.root / "projects/.deleted-left-over/files").mkdir(parents=True)
+    app.start()
+    assert not list(app.root.rglob("*.tmp"))
+    assert not list(app.root.rglob(".deleted-*"))
+    assert app.rows("PRAGMA integrity_check") == [("ok",)]
+    checked = app.cli("ledger-check", "--ledger", ledger)
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert checked == {"checked": len(lines), "missing": [], "different": []}
+    half = lines[len(lines) // 2]["time"]
+    assert app.cli("ledger-check", "--ledger", ledger, "--until", half)["checked"] < len(lines)
+
+    lost = {table: next(line["id"] for line in lines if line["table"] == table) for table in summary["acknowledged"]}
+    app.rows(f"DELETE FROM usage WHERE id = {lost['usage']}")
+    app.rows("UPDATE user_preferences SET value = '0' WHERE key = 'number' AND user_id = "
+             f"(SELECT id FROM users WHERE name = '{lost['user_preferences']}')")  # fmt: skip
+    (app.root / lost["uploads"]).write_bytes(b"")
+    found = app.cli("ledger-check", "--ledger", ledger, code=1)
+    assert found["missing"] == [f"usage {lost['usage']}"]
+    assert set(found["different"]) == {f"uploads {lost['uploads']}", f"user_preferences {lost['user_preferences']}"}

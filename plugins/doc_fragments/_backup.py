@@ -1,0 +1,94 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+# This doc fragment is private: it serves the modules of this collection and may change at any time.
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    # Every module that works on a store.
+    DOCUMENTATION = r"""
+options:
+  store:
+    description:
+      - The backup store, a folder that belongs to one application alone.
+    type: path
+    required: true
+  application:
+    description:
+      - Name of the application. A store that belongs to another one is refused.
+    type: str
+    required: true
+notes:
+  - A set can be restored by hand too, with C(sh), C(tar), C(zstd) and C(sha256sum) alone. C(README.txt) in the store says how.
+requirements:
+  - GNU tar
+  - zstd (without it new objects are compressed by gzip, at about a fifth of the speed)
+"""
+
+    # What an application consists of.
+    SOURCE = r"""
+options:
+  paths:
+    description:
+      - What is saved, absolute paths of folders or files by name.
+      - The usual names are V(data), V(environment) (the C(.env) file), V(config) and V(projects).
+      - A path that lies inside another one of them is saved once. An empty path means unset.
+    type: dict
+    required: true
+  projects:
+    description:
+      - The folder with one folder a project. Each project can be restored without reading the others.
+      - Default is the path named V(projects) of O(paths).
+    type: path
+  logs:
+    description:
+      - Paths of logs. They are saved, but never count as a change, and a restore leaves the live ones where they are.
+    type: list
+    elements: path
+    default: []
+  volatile:
+    description:
+      - Paths of caches, sockets and process ids. They are never saved, and a restore leaves them where they are.
+    type: list
+    elements: path
+    default: []
+  databases:
+    description:
+      - Databases. Each is saved as a consistent image, also while the application writes.
+      - An SQLite database below O(paths) that is not named here is saved in the same way, with a warning.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the database in the set.
+        type: str
+        required: true
+      engine:
+        description: Database engine.
+        type: str
+        choices: [sqlite]
+        required: true
+      path:
+        description: The database file.
+        type: path
+        required: true
+  database_timeout:
+    description:
+      - Seconds to wait for a database that is locked.
+    type: int
+    default: 30
+"""
+
+    # Modules that write to a store.
+    LOCK = r"""
+options:
+  lock_timeout:
+    description:
+      - Seconds to wait for another run that is at work in the store.
+    type: int
+    default: 0
+"""

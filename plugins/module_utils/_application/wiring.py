@@ -1,0 +1,127 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where the rooms meet: what a module's parameters become."""
+
+from __future__ import annotations
+
+from typing import Any, Dict
+
+from .._backup.create import BackupSet, Options
+from .._backup.info import SetInfo
+from .._backup.prune import Prune
+from .._backup.restore import Restore
+from .._backup.retention import Policy
+from .._backup.source import Source
+from .._backup.store import Store
+from .._backup.verify import ImageCheckers, VerifySets
+from .._core.clock import Clock
+from .._core.errors import OpskitError
+from .._sqlite.database import SqliteDatabase
+
+COLLECTION = "1.0.0"
+"""Version of this collection; a test compares it with galaxy.yml."""
+
+
+def store_spec() -> Dict[str, Any]:
+    """Return the options of every module that works on a store."""
+    return {
+        "store": {"type": "path", "required": True},
+        "application": {"type": "str", "required": True},
+    }
+
+
+def source_spec() -> Dict[str, Any]:
+    """Return the options that say what an application consists of."""
+    return {
+        "paths": {"type": "dict", "required": True},
+        "projects": {"type": "path"},
+        "logs": {"type": "list", "elements": "path", "default": []},
+        "volatile": {"type": "list", "elements": "path", "default": []},
+        "databases": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            "options": {
+                "name": {"type": "str", "required": True},
+                "engine": {"type": "str", "choices": ["sqlite"], "required": True},
+                "path": {"type": "path", "required": True},
+            },
+        },
+        "database_timeout": {"type": "int", "default": 30},
+    }
+
+
+def build_store(params: Dict[str, Any]) -> Store:
+    """Return the store that the parameters name."""
+    return Store(params["store"], params["application"])
+
+
+def build_source(params: Dict[str, Any]) -> Source:
+    """Return the application as the store sees it. Raises :class:`OpskitError` for a wrong description."""
+    paths = {name: str(path) for name, path in params["paths"].items() if path}
+    timeout = params["database_timeout"]
+    return Source(
+        paths,
+        params["projects"] or paths.get("projects"),
+        [path for path in params["logs"] if path],
+        [path for path in params["volatile"] if path],
+        [SqliteDatabase(item["name"], item["path"], timeout) for item in params["databases"]],
+    )
+
+
+def image_checkers() -> ImageCheckers:
+    """Return what looks at a database image, by engine."""
+    return {"sqlite": SqliteDatabase("image", "/", 0).check_image}
+
+
+def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
+    """Return the operation of the module backup_set."""
+    options = Options(
+        unchanged_interval_s=params["unchanged_interval"],
+        shrink_limit=params["shrink_limit"],
+        compression_level=params["compression_level"],
+        verify=params["verify"],
+        lock_timeout_s=params["lock_timeout"],
+        collection=COLLECTION,
+    )
+
+    def adopt(name: str, path: str) -> SqliteDatabase:
+        return SqliteDatabase(name, path, params["database_timeout"])
+
+    return BackupSet(build_store(params), build_source(params), options, clock, adopt, image_checkers())
+
+
+def backup_verify(params: Dict[str, Any], clock: Clock) -> VerifySets:
+    """Return the operation of the module backup_verify."""
+    return VerifySets(
+        build_store(params), params["set"], params["level"], clock, image_checkers(), params["lock_timeout"]
+    )
+
+
+def backup_restore(params: Dict[str, Any], clock: Clock) -> Restore:
+    """Return the operation of the module backup_restore."""
+    return Restore(
+        build_store(params),
+        build_source(params),
+        params["set"] or "latest",
+        params["state"],
+        params["state_dir"],
+        params["owner"],
+        clock,
+        image_checkers(),
+        params["lock_timeout"],
+    )
+
+
+def backup_set_info(params: Dict[str, Any], clock: Clock) -> SetInfo:
+    """Return the operation of the module backup_set_info."""
+    return SetInfo(build_store(params), params["set"])
+
+
+def backup_prune(params: Dict[str, Any], clock: Clock) -> Prune:
+    """Return the operation of the module backup_prune. Raises :class:`OpskitError` for a policy that keeps nothing."""
+    policy = Policy(params["daily"], params["weekly"], params["monthly"])
+    if min(policy) < 0 or max(policy) == 0:
+        raise OpskitError("daily, weekly and monthly have to be 0 or more, and not all 0", "policy", "Mend the policy")
+    return Prune(build_store(params), policy, params["delete_more_than_half"], clock, params["lock_timeout"])

@@ -1,0 +1,242 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Shards as archives: GNU tar writes and extracts them, zstd or gzip compresses them, and what passes by is hashed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from typing import IO, Callable, Iterator, List, NamedTuple, Optional, Sequence
+
+from .._core import command
+from .errors import BackupError
+from .tarstream import CHUNK, Member, read_members
+
+LARGE = 128 << 20
+"""Bytes from which on one compressor uses all cores: such a job would otherwise be the last one running, alone."""
+
+_CREATE = (
+    "tar",
+    "--create",
+    "--format=posix",
+    # Without these two the archive of equal files would differ in each run (GNU tar manual, 8.3.7.1).
+    "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
+    "--no-recursion",
+    "--sparse",
+    "--acls",
+    "--xattrs",
+    "--xattrs-include=*",
+    "--null",
+    "--verbatim-files-from",
+)
+_EXTRACT = (
+    "tar",
+    "--extract",
+    "--preserve-permissions",
+    "--sparse",
+    "--acls",
+    "--xattrs",
+    "--xattrs-include=*",
+    "--delay-directory-restore",
+    "--warning=no-timestamp",
+)
+
+
+class Codec(NamedTuple):
+    """A compressor, known by the ending of an object's name."""
+
+    ending: str
+    program: str
+
+    def compress(self, level: int, size: int) -> List[str]:
+        """Return the argument vector that compresses standard input to standard output."""
+        if self.program == "gzip":
+            return ["gzip", "--no-name", "--stdout"]
+        return ["zstd", f"-{level}", "-T0" if size >= LARGE else "-T1", "--quiet", "--stdout", "--check"]
+
+    def decompress(self) -> List[str]:
+        """Return the argument vector that decompresses standard input to standard output."""
+        if self.program == "gzip":
+            return ["gzip", "--decompress", "--stdout"]
+        return ["zstd", "--decompress", "--quiet", "--stdout"]
+
+
+ZSTD = Codec("zst", "zstd")
+GZIP = Codec("gz", "gzip")
+
+
+def writer_codec() -> Codec:
+    """Return the compressor for new objects: zstd, or gzip where that is missing."""
+    return ZSTD if shutil.which("zstd") else GZIP
+
+
+def known_codec(name: str) -> Codec:
+    """Return the compressor that made an object, by its ending. Raises :class:`BackupError` for an unknown one."""
+    for codec in (ZSTD, GZIP):
+        if name.endswith("." + codec.ending):
+            return codec
+    raise BackupError("the ending names no compressor that is known here", name, "Use a newer version of this collection")
+
+
+def codec_of(name: str) -> Codec:
+    """Return the compressor that made an object. Raises :class:`OpskitError` when it is not installed or not known."""
+    codec = known_codec(name)
+    command.find_program(codec.program, codec.program)
+    return codec
+
+
+class Changed(Exception):
+    """The files changed while they were read; reading them again may help."""
+
+
+def pack(
+    base: str, paths: Sequence[str], target: str, codec: Codec, level: int, size: int, growing: bool = False
+) -> List[Member]:
+    """Write an archive of some paths, compressed, to a new file, fsynced, and return the members as they were stored.
+
+    :param paths: relative to the base, in the order of the archive
+    :param size: about how many bytes they have
+    :param growing: the files may grow meanwhile (logs): what is stored is their beginning
+    Raises :class:`Changed` when a file changed or went, :class:`BackupError` when one can't be read or the disk is full.
+    """
+    with tempfile.TemporaryFile(dir=os.path.dirname(target)) as names, tempfile.TemporaryFile() as said:
+        names.write(b"".join(os.fsencode(path) + b"\0" for path in paths))
+        names.seek(0)
+        tar = command.start(
+            [*_CREATE, f"--directory={base}", "--files-from=-", "--file=-"],
+            stdin=names.fileno(),
+            stderr=said.fileno(),
+        )
+        assert tar.stdout is not None
+        with tar, tar.stdout:
+            with _compressor(target, codec, level, size) as sink:
+                members = list(read_members(_tee(tar.stdout, sink)))
+        if tar.returncode != 0 and not (growing and tar.returncode == 1):
+            said.seek(0)
+            words = said.read()
+            # Exit code 1 is "some files differ", 2 with one of these words is a file that went (GNU tar manual, 3.1).
+            if tar.returncode == 1 or b"No such file" in words or b"File removed" in words:
+                raise Changed(command.last_words(words))
+            raise BackupError(f"tar could not read everything: {command.last_words(words)}", base, "Mend that and run again")
+    return members
+
+
+def _tee(source: IO[bytes], sink: IO[bytes]) -> Callable[[int], bytes]:
+    """Return a reader of one stream that hands on to another what it reads."""
+
+    def read(size: int) -> bytes:
+        data = source.read(size)
+        sink.write(data)
+        return data
+
+    return read
+
+
+def compress(source: str, target: str, codec: Codec, level: int) -> None:
+    """Compress one file to a new file, fsynced."""
+    with open(source, "rb") as plain, _compressor(target, codec, level, os.path.getsize(source)) as sink:
+        shutil.copyfileobj(plain, sink, CHUNK)
+
+
+class _compressor:
+    """A compressor as a writable stream that ends in a file; leaving the block waits for it and flushes the disk."""
+
+    def __init__(self, target: str, codec: Codec, level: int, size: int) -> None:
+        self.target = target
+        self.argv = codec.compress(level, size)
+
+    def __enter__(self) -> IO[bytes]:
+        self.output = open(self.target, "xb")
+        self.said = tempfile.TemporaryFile()
+        self.process = command.start(
+            self.argv, stdin=subprocess.PIPE, stdout=self.output.fileno(), stderr=self.said.fileno()
+        )
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def __exit__(self, kind: Optional[type], value: Optional[BaseException], trace: object) -> None:
+        assert self.process.stdin is not None
+        with self.said, self.output:
+            try:
+                self.process.stdin.close()
+            except BrokenPipeError:
+                pass  # It ended early; its exit code below says why.
+            if self.process.wait() != 0 and (kind is None or issubclass(kind, BrokenPipeError)):
+                self.said.seek(0)
+                raise BackupError(
+                    f"{self.argv[0]} failed: {command.last_words(self.said.read())}",
+                    self.target,
+                    "Free space on the store's file system and run again",
+                ) from value
+            if kind is None:
+                os.fsync(self.output.fileno())
+
+
+class open_object:
+    """An object's plain bytes as a readable stream; leaving the block raises :class:`BackupError` if it was damaged."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.argv = codec_of(path).decompress()
+
+    def __enter__(self) -> IO[bytes]:
+        self.said = tempfile.TemporaryFile()
+        with open(self.path, "rb") as source:
+            self.process = command.start(self.argv, stdin=source.fileno(), stderr=self.said.fileno())
+        assert self.process.stdout is not None
+        return self.process.stdout
+
+    def __exit__(self, kind: Optional[type], value: Optional[BaseException], trace: object) -> None:
+        assert self.process.stdout is not None
+        with self.said, self.process, self.process.stdout:
+            if kind is not None and not issubclass(kind, BackupError):
+                return
+            code = self.process.wait() if kind is None else self.process.poll()
+            if code:
+                self.said.seek(0)
+                raise BackupError(
+                    f"it can't be decompressed: {command.last_words(self.said.read())}", self.path
+                ) from value
+
+
+def members_of(path: str) -> Iterator[Member]:
+    """Read an archive object from disk and yield its members. Raises :class:`BackupError` when it is damaged."""
+    with open_object(path) as stream:
+        for member in read_members(stream.read):
+            yield member
+
+
+def decompress(path: str, target: str) -> None:
+    """Write an object's plain bytes to a new file, mode 0600. Raises :class:`BackupError` when it is damaged."""
+    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as plain, open_object(path) as stream:
+        shutil.copyfileobj(stream, plain, CHUNK)
+
+
+def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float) -> None:
+    """Extract an archive object into a folder, with everything that it holds. Raises :class:`BackupError`.
+
+    :param numeric_owner: give files the stored ids instead of the stored names
+    """
+    argv = [*_EXTRACT, "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
+    if numeric_owner:
+        argv.append("--numeric-owner")
+    with tempfile.TemporaryFile() as said, open_object(path) as stream:
+        tar = command.start(
+            [*argv, f"--directory={folder}", "--file=-"],
+            stdin=stream.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=said.fileno(),
+        )
+        try:
+            code = tar.wait(timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            tar.kill()
+            tar.wait()
+            raise BackupError(f"extracting took longer than {deadline_s:g} s", folder) from None
+        if code != 0:
+            said.seek(0)
+            raise BackupError(f"tar could not extract everything: {command.last_words(said.read())}", folder)

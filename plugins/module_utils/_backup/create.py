@@ -1,0 +1,751 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Making a set: scan, compare with the last set, store what is new, publish, read back."""
+
+from __future__ import annotations
+
+import base64
+import grp
+import hashlib
+import os
+import pwd
+import shlex
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+
+from .._core.clock import Clock, rfc3339
+from .._core.files import free_bytes, human_size, is_out_of_space
+from .._core.operation import Check, Operation
+from .._core.plan import Plan
+from .._core.protocols import DatabaseSource
+from . import archive, shards
+from .errors import BackupError
+from .manifest import Image, Manifest, Record, Shard, get_text, put_text, record, tree_hash
+from .source import Entry, Root, Scan, Source, is_below, look
+from .store import Store, hash_file
+from .verify import ImageCheckers, verify_objects
+
+ATTEMPTS = 5
+"""How often a shard whose files change meanwhile is read before the backup gives up on it."""
+DATABASE_RACY_S = 0.1
+"""A database touched this short ago is looked at again: times are as coarse as the kernel's tick, 10 ms at the most."""
+
+
+class Options(NamedTuple):
+    """How a set is made."""
+
+    unchanged_interval_s: int = 72000
+    """A new set is made of unchanged data when the newest one is older than this."""
+    shrink_limit: int = 50
+    """Percent by which a saved path may shrink (files or bytes) before the backup is refused; 0: any."""
+    compression_level: int = 3
+    verify: str = "content"
+    lock_timeout_s: float = 0.0
+    collection: str = ""
+    """Version of the collection, written into the set."""
+
+
+class Live(NamedTuple):
+    """A database as it is now."""
+
+    database: DatabaseSource
+    declared: bool
+    root: str
+    """The root it lies in, or empty."""
+    file: Record
+    """Its main file as a line of the file list."""
+    fingerprint: str
+    settled: bool
+
+
+class Survey(NamedTuple):
+    """Everything as it is now, compared with the last set."""
+
+    scanned_ns: int
+    roots: List[Root]
+    totals: Dict[str, Tuple[int, int]]
+    """Files and bytes by root."""
+    groups: List[shards.Group]
+    reasons: Dict[str, str]
+    """Why a shard has to be stored, by id; not in here: it is the last set's one."""
+    prints: Dict[str, str]
+    """Fingerprint by shard, of those that were seen to equal the last set's."""
+    databases: List[Live]
+    database_reasons: Dict[str, str]
+    warnings: List[str]
+
+
+class BackupSet(Operation):
+    """Make a set of an application in its store, if there is something new.
+
+    :param adopt: returns the database of an undeclared file, by name and path
+    :param checkers: by engine, looks at a database image
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        options: Options,
+        clock: Clock,
+        adopt: Callable[[str, str], DatabaseSource],
+        checkers: ImageCheckers,
+    ) -> None:
+        self.store = store
+        self.source = source
+        self.options = options
+        self.clock = clock
+        self.adopt = adopt
+        self.checkers = checkers
+        self.last: Optional[Manifest] = None
+        self.previous: Dict[str, shards.Previous] = {}
+        self.cache: Dict[str, Dict[str, str]] = {}
+        self.suspects: Set[str] = set()
+        self.survey: Optional[Survey] = None
+        self.reason = ""
+        self.made: Optional[Manifest] = None
+        self.fresh: Set[str] = set()
+        self.phases: Dict[str, float] = {}
+
+    def exclusive(self) -> ContextManager[None]:
+        # The paths are looked at first, so that a wrong one does not leave an empty store behind.
+        self.source.roots()
+        self._check_place()
+        return self._locked()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self.store.writer(self.options.lock_timeout_s):
+            if self.store.exists():
+                self.store.open()
+                self.store.create()
+                self.store.sweep()
+            yield
+
+    # plan -----------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        started = self.clock.monotonic()
+        self._check_place()
+        self._read_store()
+        survey = self.survey = self._look()
+        plan = Plan("created")
+        for group in survey.groups:
+            if group.id in survey.reasons:
+                plan.add("store shard", group.id, survey.reasons[group.id], group.bytes)
+        for live in survey.databases:
+            if live.database.name in survey.database_reasons:
+                # The plain image lies in tmp/ while it is compressed.
+                plan.add(
+                    "store database", live.database.name, survey.database_reasons[live.database.name], 2 * live.database.size()
+                )
+        self.reason = self._why(survey)
+        if self.reason:
+            self._check_space(plan)
+            plan.add("publish set", "<new>", self.reason)
+        else:
+            plan = Plan("none")
+            newest = self.last
+            assert newest is not None
+            self.reason = f"nothing changed since set {newest.id}"
+        self.phases["scan_s"] = round(self.clock.monotonic() - started, 3)
+        return plan
+
+    def _check_place(self) -> None:
+        for path in self.source.targets.values():
+            if self.store.path == path or is_below(self.store.path, path):
+                raise BackupError(
+                    f"the store lies inside the saved path {path}", self.store.path, "Put the store somewhere else"
+                )
+        if not os.path.isdir(self.store.path):
+            parent = self.store.path
+            while not os.path.lexists(parent):
+                parent = os.path.dirname(parent)
+            if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
+                raise BackupError("the store can't be made here", self.store.path, f"Make it, or allow writing to {parent}")
+        elif not os.access(self.store.path, os.R_OK | os.W_OK | os.X_OK):
+            raise BackupError("the store can't be written to", self.store.path, "Run as its owner, or mend its mode")
+        for database in self.source.databases:
+            database.require()
+
+    def _read_store(self) -> None:
+        if not self.store.exists():
+            return
+        self.store.open()
+        sets = self.store.sets()
+        self.cache = self.store.read_cache()
+        self.suspects = self.store.suspects()
+        if sets:
+            self.last = sets[-1]
+            self.previous = shards.previous_shards(self.last.shards, self.store.file_list(self.last))
+
+    def _look(self) -> Survey:
+        scanned_ns = time.time_ns()
+        roots = self.source.roots()
+        survey = Survey(scanned_ns, roots, {}, [], {}, {}, [], {}, [])
+        known = [] if self.last is None else self._known_undeclared(roots)
+        undeclared: List[str] = []
+        for root in roots:
+            scan = self.source.scan(root, known)
+            if scan.undeclared:
+                known = [*known, *scan.undeclared]
+                scan = self.source.scan(root, known)
+            undeclared.extend(path for path in known if is_below(path, root.path) and path not in undeclared)
+            self._add_root(survey, scan)
+        for database in self.source.databases:
+            survey.databases.append(self._live(database, True, survey.roots, database.files()[0]))
+        for path in undeclared:
+            name = "undeclared-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+            survey.databases.append(self._live(self.adopt(name, path), False, survey.roots, path))
+            survey.warnings.append(f"{path} is a database that the description does not name; saved as an image")
+        for live in survey.databases:
+            reason = self._database_reason(live)
+            if reason:
+                survey.database_reasons[live.database.name] = reason
+        self._guard(survey)
+        return survey
+
+    def _known_undeclared(self, roots: List[Root]) -> List[str]:
+        """Return the undeclared databases of the last set that are still there."""
+        assert self.last is not None
+        bases = {root.name: root.base for root in roots}
+        paths = [
+            os.path.join(bases[image.root], get_text(image.file, "path"))
+            for image in self.last.databases
+            if not image.declared and image.root in bases
+        ]
+        declared = {path for database in self.source.databases for path in database.files()}
+        return [path for path in paths if os.path.isfile(path) and path not in declared]
+
+    def _add_root(self, survey: Survey, scan: Scan) -> None:
+        root = scan.root
+        survey.totals[root.name] = (
+            sum(entry.type == "file" for entry in scan.saved),
+            sum(entry.size for entry in scan.saved),
+        )
+        if scan.skipped:
+            survey.warnings.append(
+                f"{len(scan.skipped)} sockets, FIFOs or devices can't be saved, the first is {scan.skipped[0]}"
+            )
+        for entries, logs in ((scan.saved, False), (scan.logs, True)):
+            for group in shards.assign(self.source, root, entries, logs, self.previous):
+                survey.groups.append(group)
+                printed = shards.fingerprint(group.entries)
+                reason = self._shard_reason(group, printed)
+                if reason:
+                    survey.reasons[group.id] = reason
+                elif shards.is_settled(group.entries, survey.scanned_ns):
+                    survey.prints[group.id] = printed
+
+    def _shard_reason(self, group: shards.Group, printed: str) -> str:
+        """Say why a shard has to be stored; empty when the last set's object is good for it."""
+        known = self.previous.get(group.id)
+        if known is None:
+            return "new"
+        if known.shard.object in self.suspects or not self.store.has_object(known.shard.object, known.shard.stored_bytes):
+            return "its object is damaged or missing"
+        cached = self.cache.get(group.id, {})
+        if cached.get("tree") == known.shard.tree and cached.get("fingerprint") == printed:
+            return ""
+        reason = shards.difference(group.entries, known.records)
+        if reason is None and tree_hash(_read_records(group, known.records)) != known.shard.tree:
+            reason = "content changed while size and time stayed"
+        return reason or ""
+
+    def _live(self, database: DatabaseSource, declared: bool, roots: List[Root], path: str) -> Live:
+        database.require()
+        if _age_s(database) < DATABASE_RACY_S:
+            time.sleep(DATABASE_RACY_S)
+        printed = database.fingerprint()
+        settled = _age_s(database) >= DATABASE_RACY_S
+        home = next((root for root in roots if not root.is_file and is_below(path, root.path)), Root("", "/", False))
+        # Below no root, the path is absolute; joined to the base that is what it stays.
+        inner = os.path.relpath(path, home.base) if home.name else path
+        entry = look(home.base, inner)
+        if entry is None or entry.type != "file":
+            raise BackupError("the database went while it was looked at", path, "Run again")
+        return Live(database, declared, home.name, make_records(home, [entry], {})[0], printed, settled)
+
+    def _database_reason(self, live: Live) -> str:
+        known = self._last_image(live.database.name)
+        if known is None:
+            return "new"
+        if known.object in self.suspects or not self.store.has_object(known.object, known.stored_bytes):
+            return "its object is damaged or missing"
+        if (known.root, get_text(known.file, "path")) != (live.root, get_text(live.file, "path")):
+            return "it lies in another place now"
+        cached = self.cache.get(f"database {live.database.name}", {})
+        if cached.get("object") == known.object and cached.get("fingerprint") == live.fingerprint:
+            return ""
+        return "" if is_image(live.database.files()[0], known) else "changed"
+
+    def _last_image(self, name: str) -> Optional[Image]:
+        images = self.last.databases if self.last else []
+        return next((image for image in images if image.name == name), None)
+
+    def _why(self, survey: Survey) -> str:
+        """Say why a new set is made; empty when none is."""
+        if self.last is None:
+            return "the first set"
+        parts = []
+        logs = {group.id for group in survey.groups if group.logs}
+        changed = len(set(survey.reasons) - logs)
+        ids = {group.id for group in survey.groups}
+        gone = [shard.id for shard in self.last.shards if shard.id not in ids and not shard.logs]
+        names = {live.database.name for live in survey.databases}
+        gone.extend(image.name for image in self.last.databases if image.name not in names)
+        if changed:
+            parts.append(f"{changed} shards changed")
+        if survey.database_reasons:
+            parts.append(f"{len(survey.database_reasons)} databases changed")
+        if gone:
+            parts.append(f"{len(gone)} shards or databases are gone")
+        if not parts:
+            # A set that is dated in the future never makes a run think that it was done already.
+            age_s = (self.clock.now() - self.last.time).total_seconds()
+            if not 0 <= age_s < self.options.unchanged_interval_s:
+                parts.append(f"nothing changed, but set {self.last.id} is older than {self.options.unchanged_interval_s} s")
+                if age_s < 0:
+                    parts = [f"nothing changed, but set {self.last.id} is dated in the future"]
+        return ", ".join(parts)
+
+    def _guard(self, survey: Survey) -> None:
+        """Refuse a saved path that lost most of what it held: an unmounted disk, a deletion that nobody has seen yet."""
+        if self.last is None or not self.options.shrink_limit:
+            return
+        for name, then in self.last.roots.items():
+            files, size = survey.totals.get(name, (0, 0))
+            for what, now, before in (("files", files, then["files"]), ("bytes", size, then["bytes"])):
+                if before and now < before * (100 - self.options.shrink_limit) / 100:
+                    raise BackupError(
+                        f"{name} has {now} {what}, the last set {self.last.id} has {before}: more than "
+                        f"{self.options.shrink_limit} % are gone",
+                        self.source.targets.get(name, name),
+                        "Bring the data back (mount, restore); if it is meant to be so, run once with shrink_limit 0",
+                    )
+
+    def _check_space(self, plan: Plan) -> None:
+        free = free_bytes(self.store.path)
+        if plan.size > free:
+            raise BackupError(
+                f"a set needs up to {human_size(plan.size)} here, {human_size(free)} are free",
+                self.store.path,
+                "Free space, prune old sets, or move the store to a larger disk",
+            )
+
+    # apply ----------------------------------------------------------------------------------------
+
+    def apply(self, plan: Plan) -> None:
+        started = self.clock.monotonic()
+        try:
+            self._store_everything()
+        except OSError as error:
+            if is_out_of_space(error):
+                raise BackupError(
+                    "the disk of the store became full; nothing was published, earlier sets are as they were",
+                    self.store.path,
+                    "Free space, prune old sets, or move the store to a larger disk",
+                ) from None
+            raise
+        finally:
+            if self.store.exists_format():
+                self.store.sweep()
+        self.phases["store_s"] = round(self.clock.monotonic() - started, 3)
+
+    def _store_everything(self) -> None:
+        self.store.create()
+        begun = self.clock.now()
+        codec = archive.writer_codec()
+        assert self.survey is not None
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool, ExitStack() as stack:
+            # A failure must not wait for the work that is still queued.
+            stack.callback(lambda: [job.cancel() for job in jobs])
+            jobs: List[Any] = []
+            # Databases first: a file without its row does no harm, a row without its file does.
+            survey = self.survey
+            images: Dict[str, Tuple[Live, str, Dict[str, Any]]] = {}
+            while True:
+                missing = [
+                    live
+                    for live in survey.databases
+                    if live.database.name in survey.database_reasons and live.database.name not in images
+                ]
+                if not missing:
+                    break
+                images.update((live.database.name, self._image(live)) for live in missing)
+                survey = self._look()
+            image_jobs = {
+                name: pool.submit(self._store_image, live, plain, facts, codec)
+                for name, (live, plain, facts) in sorted(images.items(), key=lambda item: -item[1][2]["bytes"])
+            }
+            dirty = [group for group in survey.groups if group.id in survey.reasons]
+            shard_jobs = {
+                group.id: pool.submit(self._store_shard, group, codec)
+                for group in sorted(dirty, key=lambda group: -group.bytes)
+            }
+            jobs.extend([*image_jobs.values(), *shard_jobs.values()])
+            stored_images = {name: job.result() for name, job in image_jobs.items()}
+            stored_shards = {shard_id: job.result() for shard_id, job in shard_jobs.items()}
+        self._publish(survey, begun, codec, images, stored_images, stored_shards)
+
+    def _image(self, live: Live) -> Tuple[Live, str, Dict[str, Any]]:
+        plain = self.store.at("tmp", f"{live.database.name}.image")
+        # Looked at again: what was committed since the plan is in the image, and must not count as new next time.
+        assert self.survey is not None
+        live = self._live(live.database, live.declared, self.survey.roots, live.database.files()[0])
+        return live, plain, live.database.image(plain)
+
+    def _store_image(self, live: Live, plain: str, facts: Dict[str, Any], codec: archive.Codec) -> Image:
+        target = f"{plain}.{codec.ending}"
+        archive.compress(plain, target, codec, self.options.compression_level)
+        os.unlink(plain)
+        stored = os.path.getsize(target)
+        known = self._last_image(live.database.name)
+        name = self.store.adopt(target, f"dump.{codec.ending}", self.suspects)
+        if known is None or known.object != name:
+            self.fresh.add(name)
+        return Image(live.database.name, live.database.engine, live.root, live.file, name, stored, facts, live.declared)
+
+    def _store_shard(self, group: shards.Group, codec: archive.Codec) -> Optional[Tuple[Shard, List[Record]]]:
+        entries = group.entries
+        for attempt in range(ATTEMPTS):
+            target = self.store.at("tmp", f"{hashlib.sha256(group.id.encode('utf-8')).hexdigest()[:16]}.{attempt}")
+            try:
+                members = archive.pack(
+                    group.root.base,
+                    [entry.path for entry in entries],
+                    target,
+                    codec,
+                    self.options.compression_level,
+                    group.bytes,
+                    growing=group.logs,
+                )
+                records = _stored_records(group, entries, members)
+                break
+            except archive.Changed as error:
+                words = str(error)
+                os.unlink(target)
+                time.sleep(0.1 * attempt)
+                entries = [entry for entry in (look(group.root.base, old.path) for old in entries) if entry is not None]
+                if not entries:
+                    return None
+        else:
+            raise BackupError(
+                f"a file changed each of the {ATTEMPTS} times that it was read ({words})",
+                group.root.path,
+                "Declare it under logs or volatile, or stop the application for the backup",
+            )
+        for value in records:
+            value["shard"] = group.id
+        tree = tree_hash(records)
+        known = self.previous.get(group.id)
+        if known is not None and known.shard.tree == tree and known.shard.object not in self.suspects:
+            if self.store.has_object(known.shard.object, known.shard.stored_bytes):
+                os.unlink(target)
+                return known.shard, records
+        stored = os.path.getsize(target)
+        name = self.store.adopt(target, f"tar.{codec.ending}", self.suspects)
+        self.fresh.add(name)
+        size = sum(value.get("size", 0) for value in records)
+        return Shard(group.id, group.root.name, name, tree, len(records), size, stored, group.logs), records
+
+    def _publish(
+        self,
+        survey: Survey,
+        begun: Any,
+        codec: archive.Codec,
+        images: Dict[str, Tuple[Live, str, Dict[str, Any]]],
+        stored_images: Dict[str, Image],
+        stored_shards: Dict[str, Optional[Tuple[Shard, List[Record]]]],
+    ) -> None:
+        all_shards: List[Shard] = []
+        records: List[Record] = []
+        cache: Dict[str, Dict[str, str]] = {}
+        for group in survey.groups:
+            if group.id in stored_shards:
+                done = stored_shards[group.id]
+                if done is None:
+                    continue
+                shard, members = done
+                if shards.is_settled(group.entries, survey.scanned_ns) and len(members) == len(group.entries):
+                    cache[group.id] = {"tree": shard.tree, "fingerprint": shards.fingerprint(group.entries)}
+            else:
+                shard, members = self.previous[group.id]
+                if group.id in survey.prints:
+                    cache[group.id] = {"tree": shard.tree, "fingerprint": survey.prints[group.id]}
+            all_shards.append(shard)
+            records.extend(members)
+        databases: List[Image] = []
+        for seen in survey.databases:
+            name = seen.database.name
+            image = stored_images.get(name) or self._last_image(name)
+            assert image is not None
+            databases.append(image)
+            live = images[name][0] if name in images else seen
+            if live.settled:
+                cache[f"database {name}"] = {"object": image.object, "fingerprint": live.fingerprint}
+        roots = {
+            root.name: {
+                "type": "file" if root.is_file else "dir",
+                "path": "",
+                "files": survey.totals[root.name][0],
+                "bytes": survey.totals[root.name][1],
+            }
+            for root in survey.roots
+        }
+        for root in survey.roots:
+            del roots[root.name]["path"]
+            put_text(roots[root.name], "path", root.path)
+        sizes = {shard.object: shard.stored_bytes for shard in all_shards}
+        sizes.update({image.object: image.stored_bytes for image in databases})
+        manifest = Manifest(
+            id=f"{begun.strftime('%Y%m%dT%H%M%SZ')}-{self.clock.token()}",
+            seq=self.last.seq + 1 if self.last else 1,
+            time=begun.replace(microsecond=0),
+            application=self.store.application,
+            store=self.store.uuid,
+            collection=self.options.collection,
+            roots=roots,
+            shards=all_shards,
+            databases=databases,
+            files="",
+            new_bytes=sum(sizes[name] for name in self.fresh if name in sizes),
+            guarantee="none",
+        )
+        self.made = self.store.publish_set(manifest, records, codec, restore_script(manifest))
+        self.store.write_cache(cache)
+
+    # verify ---------------------------------------------------------------------------------------
+
+    def verify(self) -> List[Check]:
+        assert self.made is not None
+        if self.options.verify == "none":
+            return []
+        started = self.clock.monotonic()
+        manifest = self.store.manifest(self.made.id)
+        # An object that this set took over counts by the proof of the set that it was taken from.
+        trusted = self.last is not None and self.store.verified(self.last.id)
+        only = self.fresh if trusted else None
+        failures, read = verify_objects(self.store, manifest, self.options.verify, self.checkers, only)
+        self.store.write_proof(manifest.id, self.options.verify, failures, self.clock, read)
+        self.phases["verify_s"] = round(self.clock.monotonic() - started, 3)
+        if failures:
+            return [Check(failure["object"] or manifest.id, False, failure["reason"]) for failure in failures]
+        return [Check(f"{self.options.verify} of set {manifest.id}", True, f"{read} objects read back and compared")]
+
+    def note(self) -> None:
+        if self.made is None and self.survey is not None:
+            learned = dict(self.cache)
+            for shard_id, printed in self.survey.prints.items():
+                learned[shard_id] = {"tree": self.previous[shard_id].shard.tree, "fingerprint": printed}
+            if learned != self.cache:
+                self.store.write_cache(learned)
+
+    def result(self) -> Dict[str, Any]:
+        shown = self.made or self.last
+        return {
+            "reason": self.reason,
+            "set": summary(self.store, shown) if shown else None,
+            "phases": self.phases,
+            "warnings_": list(self.survey.warnings if self.survey else []) + self._same_disk(),
+        }
+
+    def _same_disk(self) -> List[str]:
+        place = self.store.path
+        while not os.path.lexists(place):
+            place = os.path.dirname(place)
+        if any(os.stat(place).st_dev == os.stat(path).st_dev for path in self.source.targets.values()):
+            return [f"the store {self.store.path} is on the same file system as the data; one failing disk takes both"]
+        return []
+
+
+def summary(store: Store, manifest: Manifest) -> Dict[str, Any]:
+    """Return what results say about a set: metadata only."""
+    proof = store.proof(manifest.id)
+    return {
+        "id": manifest.id,
+        "seq": manifest.seq,
+        "time": rfc3339(manifest.time),
+        "files": sum(shard.files for shard in manifest.shards),
+        "bytes": sum(shard.bytes for shard in manifest.shards) + sum(x.facts["bytes"] for x in manifest.databases),
+        "stored_bytes": sum(manifest.objects.values()),
+        "new_bytes": manifest.new_bytes,
+        "guarantee": manifest.guarantee,
+        "paths": sorted(manifest.roots),
+        "databases": [image.name for image in manifest.databases],
+        "verified": proof.level if proof.ok else "none",
+        "verified_at": rfc3339(proof.time) if proof.ok and proof.time else "",
+        "failed": "" if proof.ok else "; ".join(item["reason"] for item in proof.failures[:3]),
+    }
+
+
+def is_image(path: str, image: Image) -> bool:
+    """True when a live SQLite database is byte for byte an image, with nothing beside it that is not in it yet."""
+    for ending in ("-wal", "-journal"):
+        beside = look("/", path + ending)
+        if beside is not None and beside.size:
+            return False
+    entry = look("/", path)
+    return (
+        entry is not None
+        and entry.type == "file"
+        and entry.size == image.facts["bytes"]
+        and hash_file(path) == image.facts["sha256"]
+    )
+
+
+def _age_s(database: DatabaseSource) -> float:
+    """Return the seconds since any of a database's files was touched."""
+    newest = 0
+    for path in database.files():
+        try:
+            newest = max(newest, os.stat(path).st_mtime_ns)
+        except FileNotFoundError:
+            continue
+    return (time.time_ns() - newest) / 1e9
+
+
+def _owner(entry: Entry, names: Dict[str, str]) -> "Tuple[int, int, str, str]":
+    user, group = f"u{entry.uid}", f"g{entry.gid}"
+    if user not in names:
+        try:
+            names[user] = pwd.getpwuid(entry.uid).pw_name
+        except KeyError:
+            names[user] = ""
+    if group not in names:
+        try:
+            names[group] = grp.getgrgid(entry.gid).gr_name
+        except KeyError:
+            names[group] = ""
+    return entry.uid, entry.gid, names[user], names[group]
+
+
+def read_xattrs(path: str) -> Dict[str, str]:
+    """Return a path's extended attributes, ACLs among them, base64 by name."""
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+        return {
+            name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode("ascii") for name in sorted(names)
+        }
+    except (FileNotFoundError, NotADirectoryError):
+        raise archive.Changed(f"{path} went") from None
+    except OSError:
+        # The file system has none.
+        return {}
+
+
+def make_records(
+    root: Root, entries: List[Entry], contents: Dict[str, Tuple[int, str, str, str]]
+) -> List[Record]:
+    """Return the file list's lines for some entries.
+
+    :param contents: by path: size, SHA-256, symlink target, and the earlier path that a hard link names
+    """
+    records = []
+    names: Dict[str, str] = {}
+    for entry in entries:
+        size, sha256, target, link = contents.get(entry.path, (0, "", "", ""))
+        records.append(
+            record(
+                root.name,
+                entry.path,
+                entry.type,
+                size,
+                entry.mode,
+                _owner(entry, names),
+                entry.mtime_ns,
+                sha256,
+                target,
+                read_xattrs(os.path.join(root.base, entry.path)),
+                link,
+            )
+        )
+    return records
+
+
+def _stored_records(group: shards.Group, entries: List[Entry], members: List[archive.Member]) -> List[Record]:
+    """Pair what was stored with what lstat(2) said before, and make sure that nothing was done to it meanwhile."""
+    by_path = {member.path: member for member in members}
+    contents: Dict[str, Tuple[int, str, str, str]] = {}
+    for entry in entries:
+        member = by_path.get(entry.path)
+        if member is None or member.type != entry.type:
+            raise archive.Changed(f"{entry.path} is not in the archive as what it was")
+        if entry.type == "symlink":
+            contents[entry.path] = (0, "", member.target, "")
+        elif entry.type == "file":
+            contents[entry.path] = (member.size, member.sha256, "", member.target)
+            if not group.logs:
+                now = look(group.root.base, entry.path)
+                if now is None or not entry.same_file(now) or member.size != entry.size:
+                    raise archive.Changed(f"{entry.path} changed")
+    return make_records(group.root, entries, contents)
+
+
+def _read_records(group: shards.Group, known: List[Record]) -> List[Record]:
+    """Return the lines that the members would have now, reading their content."""
+    links = {get_text(value, "path"): get_text(value, "link") for value in known}
+    contents: Dict[str, Tuple[int, str, str, str]] = {}
+    try:
+        for entry in group.entries:
+            path = os.path.join(group.root.base, entry.path)
+            if entry.type == "symlink":
+                contents[entry.path] = (0, "", os.readlink(path), "")
+            elif entry.type == "file":
+                contents[entry.path] = (entry.size, hash_file(path), "", links.get(entry.path, ""))
+        return make_records(group.root, group.entries, contents)
+    except (FileNotFoundError, archive.Changed):
+        # Gone since the scan: certainly not what the last set holds.
+        return []
+    except PermissionError as error:
+        raise BackupError(
+            "this file can't be read", error.filename, "Run as a user who may read it (become)"
+        ) from None
+
+
+def restore_script(manifest: Manifest) -> str:
+    """Return a shell script that restores the set with tar, zstd or gzip, and sha256sum alone."""
+
+    def decompress(name: str) -> str:
+        return " ".join(shlex.quote(word) for word in archive.known_codec(name).decompress())
+
+    lines = [
+        "#!/bin/sh",
+        f"# Restores set {manifest.id} into an empty folder: one folder in it for each saved path.",
+        "# As root, owners are restored too. Nothing outside of that folder is touched.",
+        "set -eu",
+        "umask 077",
+        'to=${1:?usage: sh restore.sh FOLDER}',
+        'here=$(cd "$(dirname "$0")" && pwd)',
+        'mkdir -p "$to"',
+        'if [ -n "$(ls -A "$to")" ]; then echo "$to is not empty" >&2; exit 1; fi',
+        'to=$(cd "$to" && pwd)',
+        'cd "$here"',
+        "sha256sum --quiet --check SHA256SUMS",
+        "unpack() {",
+        '    tar --extract --preserve-permissions --sparse --acls --xattrs "--xattrs-include=*" \\',
+        '        --delay-directory-restore --directory="$to/$1" --file=-',
+        "}",
+    ]
+    for name in sorted(manifest.roots):
+        lines.append(f'mkdir -p "$to"/{shlex.quote(name)}')
+    for shard in restore_order(manifest.shards):
+        source = f"../../objects/{shard.object[:2]}/{shard.object}"
+        lines.append(f"{decompress(shard.object)} <{source} | unpack {shlex.quote(shard.root)}")
+    for image in manifest.databases:
+        source = f"../../objects/{image.object[:2]}/{image.object}"
+        path = get_text(image.file, "path")
+        target = os.path.join(image.root, path) if image.root else os.path.join("databases", os.path.basename(path))
+        if not image.root:
+            lines.append('mkdir -p "$to"/databases')
+        lines.append(f'{decompress(image.object)} <{source} >"$to"/{shlex.quote(target)}')
+    lines.append(f'echo "set {manifest.id} is in $to"')
+    return "\n".join(lines) + "\n"
+
+
+def restore_order(items: Sequence[Shard]) -> List[Shard]:
+    """Return shards in the order in which they are extracted: folders last, so that their modes and times stay."""
+    return sorted(items, key=lambda shard: (shard.id.endswith("-tree"), shard.id))

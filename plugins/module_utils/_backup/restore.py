@@ -1,0 +1,664 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bringing a set back: staged beside the target, every hash checked there, then exchanged for the live state."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+
+from .._core.clock import Clock
+from .._core.files import free_bytes, fsync_dir, human_size, is_out_of_space, make_dir, remove_tree, sync_filesystem
+from .._core.lock import flock
+from .._core.operation import Check, Operation
+from .._core.plan import Plan
+from .._core.processes import holders
+from . import archive
+from .create import is_image, read_xattrs, restore_order, summary
+from .errors import BackupError
+from .exchange import COMMITTED, EXCHANGING, ROLLED_BACK, ROLLING_BACK, STAGED, Carry, Journal, Step, Swap, inode
+from .manifest import Image, Manifest, Record, get_text
+from .source import STAGING, Entry, Root, Source, is_below, look
+from .store import Store, hash_file
+from .verify import ImageCheckers
+
+PARTIAL = ".partial"
+"""Ending of a staging folder that is still being filled."""
+EXTRACT_S = 24 * 3600
+"""Seconds that one shard may take to extract."""
+
+
+class Target(NamedTuple):
+    """One root of the set and where it goes."""
+
+    name: str
+    is_file: bool
+    live: str
+    """The path that the application uses; it may be missing."""
+    stage: str
+    """The folder beside it that the set's copy is extracted into."""
+
+    @property
+    def staged(self) -> str:
+        """Where the copy of :attr:`live` lies."""
+        return os.path.join(self.stage, os.path.basename(self.live))
+
+    @property
+    def base(self) -> str:
+        """The folder that the set's paths are relative to."""
+        return self.stage if self.is_file else self.staged
+
+
+class Placed(NamedTuple):
+    """One database of the set and where it goes."""
+
+    image: Image
+    live: str
+    staged: str
+    stage: str
+    """The folder of its own that it is staged in; empty when it lies in a target's."""
+
+
+class Restore(Operation):
+    """Bring a set back, go back to what was before, or remove what was kept aside.
+
+    :param state: ``staged``, ``restored``, ``rolled_back`` or ``purged``
+    :param owner: give files the owner with the stored ``name`` (the stored id where there is no such name), or ``id``
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        which: str,
+        state: str,
+        state_dir: str,
+        owner: str,
+        clock: Clock,
+        checkers: ImageCheckers,
+        lock_timeout_s: float,
+    ) -> None:
+        self.store = store
+        self.source = source
+        self.which = which
+        self.state = state
+        self.state_dir = state_dir
+        self.owner = owner
+        self.clock = clock
+        self.checkers = checkers
+        self.lock_timeout_s = lock_timeout_s
+        self.journal_path = os.path.join(state_dir, "restore.json")
+        self.journal: Optional[Journal] = None
+        self.manifest: Optional[Manifest] = None
+        self.records: List[Record] = []
+        self.targets: List[Target] = []
+        self.placed: List[Placed] = []
+        self.recovered = ""
+        self.warnings: List[str] = []
+        self.phases: Dict[str, float] = {}
+        self._ids: Dict[str, int] = {}
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        self.store.open()
+        make_dir(self.state_dir)
+        with flock(os.path.join(self.state_dir, "restore.lock"), wait_s=self.lock_timeout_s):
+            with self.store.writer(self.lock_timeout_s):
+                yield
+
+    # plan -----------------------------------------------------------------------------------------
+
+    def plan(self) -> Plan:
+        self.store.open()
+        self.journal = Journal.read(self.journal_path)
+        plan = Plan(self.state)
+        if self.journal is not None and self.journal.is_interrupted:
+            plan.add("undo interrupted exchange", self.journal.set_id, f"a run died while {self.journal.phase}")
+        if self.state == "rolled_back":
+            self._plan_rollback(plan)
+        elif self.state == "purged":
+            self._plan_purge(plan)
+        else:
+            self._plan_restore(plan)
+        if not plan.changes:
+            plan.action = "none"
+        return plan
+
+    def _plan_rollback(self, plan: Plan) -> None:
+        journal = self.journal
+        if journal is None or journal.phase in (STAGED, EXCHANGING):
+            raise BackupError("there is no restore to go back from", self.state_dir, "Nothing has to be done")
+        if journal.phase == COMMITTED:
+            for step in journal.steps:
+                if isinstance(step, Swap):
+                    if not step.is_done():
+                        raise BackupError(
+                            "what is here is not what the restore left, or the old state is gone from aside",
+                            step.live,
+                            "Going back is not safe any more; restore another set instead",
+                        )
+                    plan.add("put back", step.live, f"the state before set {journal.set_id} was restored")
+
+    def _plan_purge(self, plan: Plan) -> None:
+        if self.journal is not None:
+            for stage in self._stages():
+                if os.path.lexists(stage):
+                    plan.add("remove", stage, "kept aside by a restore")
+
+    def _stages(self) -> List[str]:
+        """Return all folders with staged or old state beside the targets, of earlier restores too."""
+        found: Set[str] = set(self.journal.stages if self.journal else [])
+        parents = {os.path.dirname(path) for path in self.source.outermost().values()}
+        parents.update(os.path.dirname(database.files()[0]) for database in self.source.databases)
+        for parent in parents:
+            folder = os.path.join(parent, STAGING, self._label())
+            if os.path.isdir(folder):
+                found.update(os.path.join(folder, name) for name in os.listdir(folder))
+        return sorted(found)
+
+    def _label(self) -> str:
+        """The store's id: several applications may have paths side by side."""
+        return self.store.uuid
+
+    def _plan_restore(self, plan: Plan) -> None:
+        manifest = self.manifest = self.store.find(self.which)
+        proof = self.store.proof(manifest.id)
+        if not proof.ok:
+            reason = proof.failures[0]["reason"] if proof.failures else "no reason was recorded"
+            raise BackupError(f"set {manifest.id} failed its verification: {reason}", self.store.path, "Name another set")
+        for name, size in manifest.objects.items():
+            if not self.store.has_object(name, size):
+                raise BackupError(
+                    f"set {manifest.id} needs object {name}, which is missing or has another size",
+                    self.store.path,
+                    "Name another set",
+                )
+        self.records = self.store.file_list(manifest)
+        self._place(manifest)
+        self._check_targets()
+        unknown = sorted(set(self.source.outermost()) - set(manifest.roots))
+        if unknown:
+            self.warnings.append(f"set {manifest.id} does not hold {', '.join(unknown)}; left as it is")
+        if self.state == "staged":
+            if not self._is_staged(manifest):
+                self._plan_staging(plan, manifest)
+            return
+        differences = {target.name: self._difference(target) for target in self.targets}
+        wrong = [placed for placed in self.placed if not is_image(placed.live, placed.image)]
+        if not any(differences.values()) and not wrong and not plan.changes:
+            return
+        if not self._is_staged(manifest):
+            self._plan_staging(plan, manifest)
+        for target in self.targets:
+            for kept in self._kept(target):
+                plan.add("keep", kept, "logs and volatile paths stay as they are")
+            plan.add("exchange", target.live, differences[target.name] or "equal, exchanged with the others")
+        for placed in self.placed:
+            if placed.stage:
+                plan.add("exchange", placed.live, "the database is not that of the set" if placed in wrong else "equal")
+
+    def _place(self, manifest: Manifest, ending: str = "") -> None:
+        """Decide where everything goes.
+
+        :param ending: of the staging folders' names
+        """
+        paths = self.source.outermost()
+        self.targets, self.placed = [], []
+        for name, root in sorted(manifest.roots.items()):
+            if name not in paths:
+                raise BackupError(
+                    f"set {manifest.id} holds {name}, for which the description names no place",
+                    get_text(root, "path"),
+                    f"Name {name} under paths",
+                )
+            live = paths[name]
+            stage = os.path.join(os.path.dirname(live), STAGING, self._label(), f"{manifest.id}-{name}{ending}")
+            self.targets.append(Target(name, root["type"] == "file", live, stage))
+        declared = {database.name: database.files()[0] for database in self.source.databases}
+        targets = {target.name: target for target in self.targets}
+        for image in manifest.databases:
+            inner = get_text(image.file, "path")
+            if image.root:
+                live = declared.get(image.name, os.path.join(targets[image.root].live, inner))
+            elif image.name in declared:
+                live = declared[image.name]
+            else:
+                raise BackupError(
+                    f"set {manifest.id} holds the database {image.name}, for which the description names no place",
+                    inner,
+                    f"Name {image.name} under databases",
+                )
+            home = next((x for x in self.targets if not x.is_file and is_below(live, x.live)), None)
+            if home is not None:
+                staged = os.path.join(home.staged, os.path.relpath(live, home.live))
+                self.placed.append(Placed(image, live, staged, ""))
+            else:
+                stage = os.path.join(
+                    os.path.dirname(live), STAGING, self._label(), f"{manifest.id}-database-{image.name}{ending}"
+                )
+                self.placed.append(Placed(image, live, os.path.join(stage, os.path.basename(live)), stage))
+
+    def _check_targets(self) -> None:
+        mounts = _mount_points()
+        lives = [target.live for target in self.targets] + [placed.live for placed in self.placed if placed.stage]
+        for live in lives:
+            parent = os.path.dirname(live)
+            if not os.path.isdir(parent):
+                raise BackupError("the folder that this belongs into is missing", live, f"Install the application, or make {parent}")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise BackupError("nothing can be put beside this path", live, f"Run as a user who may write to {parent}")
+            inside = [mount for mount in mounts if mount == live or is_below(mount, live)]
+            if inside:
+                raise BackupError(
+                    "a mount point lies in the way of the exchange",
+                    inside[0],
+                    "Unmount it for the restore, or name paths below the mount point in the description",
+                )
+        if os.geteuid() != 0:
+            foreign = sum(value["uid"] != os.geteuid() for value in self.records)
+            if foreign:
+                self.warnings.append(f"{foreign} entries belong to other users; without root they become yours")
+
+    def _plan_staging(self, plan: Plan, manifest: Manifest) -> None:
+        need: Dict[str, int] = {}
+        for target in self.targets:
+            size = sum(x.get("size", 0) for x in self.records if x["root"] == target.name)
+            size += sum(x.image.facts["bytes"] for x in self.placed if not x.stage and is_below(x.staged, target.staged))
+            plan.add("stage", target.live, f"set {manifest.id}", size)
+            need[os.path.dirname(target.live)] = need.get(os.path.dirname(target.live), 0) + size
+        for placed in self.placed:
+            if placed.stage:
+                parent, size = os.path.dirname(placed.live), placed.image.facts["bytes"]
+                plan.add("stage", placed.live, f"set {manifest.id}", size)
+                need[parent] = need.get(parent, 0) + size
+        devices: Dict[int, Tuple[str, int]] = {}
+        for parent, size in need.items():
+            device = os.stat(parent).st_dev
+            devices[device] = (parent, devices.get(device, ("", 0))[1] + size)
+        for parent, size in devices.values():
+            free = free_bytes(parent)
+            if size > free:
+                raise BackupError(
+                    f"the set and the old state are both kept here; that needs {human_size(size)}, {human_size(free)} are free",
+                    parent,
+                    "Free space here, or remove what an earlier restore kept aside (state purged)",
+                )
+
+    def _is_staged(self, manifest: Manifest) -> bool:
+        journal = self.journal
+        return (
+            journal is not None
+            and journal.phase == STAGED
+            and journal.set_id == manifest.id
+            and all(os.path.lexists(target.staged) for target in self.targets)
+            and all(os.path.lexists(placed.staged) for placed in self.placed)
+        )
+
+    # comparing with what is live --------------------------------------------------------------------
+
+    def _wanted(self, target: Target, logs: bool) -> Iterator[Tuple[str, Record]]:
+        """Yield the file list's lines for a target, by path relative to its base."""
+        log_shards = {shard.id for shard in self._set().shards if shard.logs}
+        for value in self.records:
+            if value["root"] == target.name and (logs or value["shard"] not in log_shards):
+                path = get_text(value, "path")
+                # A single file may have another name here than where it was saved.
+                yield (os.path.basename(target.live) if target.is_file else path), value
+
+    def _set(self) -> Manifest:
+        assert self.manifest is not None
+        return self.manifest
+
+    def _difference(self, target: Target) -> str:
+        """Say how the live state differs from the set; empty when it does not. Logs do not count."""
+        if not os.path.lexists(target.live):
+            return "it is missing"
+        is_file = stat.S_ISREG(os.stat(target.live).st_mode)
+        if is_file != target.is_file:
+            return "it is of another kind"
+        root = Root(target.name, target.live, is_file)
+        others = [placed.live for placed in self.placed if not placed.stage]
+        live = {entry.path: entry for entry in self.source.scan(root, others).saved}
+        wanted = dict(self._wanted(target, logs=False))
+        gone, extra = set(wanted) - set(live), set(live) - set(wanted)
+        if gone or extra:
+            return f"{len(gone)} paths of the set are missing, {len(extra)} are not in the set"
+        wrong = [path for path in sorted(wanted) if self._wrong(root.base, path, wanted[path], live[path], wanted, False)]
+        if not wrong:
+            wrong = [path for path in sorted(wanted) if self._wrong(root.base, path, wanted[path], live[path], wanted, True)]
+        return f"{len(wrong)} paths differ" if wrong else ""
+
+    def _wrong(
+        self, base: str, path: str, value: Record, entry: Optional[Entry], wanted: Dict[str, Record], deep: bool
+    ) -> str:
+        """Say what is wrong with a path on disk; empty when it is what the file list says.
+
+        :param deep: read its content and extended attributes too
+        """
+        if entry is None:
+            return "it is missing"
+        if entry.type != value["type"]:
+            return f"it is a {entry.type}, not a {value['type']}"
+        if entry.type == "file" and entry.size != value["size"]:
+            return f"it has {entry.size} bytes, not {value['size']}"
+        if entry.mode != value["mode"] and entry.type != "symlink":
+            return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
+        if entry.mtime_ns != value["mtime_ns"]:
+            return f"it was modified at {entry.mtime_ns} ns, not at {value['mtime_ns']} ns"
+        if os.geteuid() == 0 and (entry.uid, entry.gid) != self._owner_ids(value):
+            return f"it belongs to {entry.uid}:{entry.gid}, not to {self._owner_ids(value)}"
+        link = get_text(value, "link")
+        if link and link in wanted and inode(os.path.join(base, link)) != entry.inode:
+            return f"it is not another name of {link!r}"
+        if not deep:
+            return ""
+        full = os.path.join(base, path)
+        if entry.type == "symlink" and os.readlink(full) != get_text(value, "target"):
+            return "it points elsewhere"
+        if entry.type == "file" and not link and hash_file(full) != value["sha256"]:
+            return "it has other content"
+        if read_xattrs(full) != value.get("xattrs", {}):
+            return "it has other extended attributes"
+        return ""
+
+    def _owner_ids(self, value: Record) -> Tuple[int, int]:
+        return self._id("user", value["user"], value["uid"]), self._id("group", value["group"], value["gid"])
+
+    def _id(self, kind: str, name: str, number: int) -> int:
+        if self.owner == "id" or not name:
+            return number
+        key = f"{kind} {name}"
+        if key not in self._ids:
+            try:
+                self._ids[key] = pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
+            except KeyError:
+                self._ids[key] = -1
+        return number if self._ids[key] < 0 else self._ids[key]
+
+    def _kept(self, target: Target) -> List[str]:
+        """Return the live paths below a target that stay through the restore: logs that are there, and what is volatile."""
+        kept = []
+        for path in [*self.source.logs, *self.source.volatile]:
+            if target.is_file or not is_below(path, target.live) or not os.path.lexists(path):
+                continue
+            if path in self.source.logs and os.path.isdir(path) and not os.listdir(path):
+                continue
+            kept.append(path)
+        # One inside another goes with it.
+        return [path for path in kept if not any(is_below(path, other) for other in kept)]
+
+    # apply ----------------------------------------------------------------------------------------
+
+    def apply(self, plan: Plan) -> None:
+        if self.journal is not None and self.journal.is_interrupted:
+            self._recover(self.journal)
+        if self.state == "rolled_back":
+            self._roll_back()
+        elif self.state == "purged":
+            self._purge()
+        else:
+            if any(step.step == "stage" for step in plan):
+                self._timed("stage_s", self._stage)
+            if any(step.step == "exchange" for step in plan):
+                self._timed("exchange_s", self._exchange)
+
+    def _timed(self, name: str, work: Any) -> None:
+        started = self.clock.monotonic()
+        work()
+        self.phases[name] = round(self.clock.monotonic() - started, 3)
+
+    def _recover(self, journal: Journal) -> None:
+        was = journal.phase
+        journal.undo()
+        journal.write(ROLLED_BACK if was == ROLLING_BACK else STAGED)
+        self.recovered = "the interrupted exchange was undone" if was == EXCHANGING else "the interrupted way back was finished"
+
+    def _stage(self) -> None:
+        manifest = self._set()
+        if self.journal is not None and self.journal.phase == STAGED:
+            for stage in self.journal.stages:
+                remove_tree(stage)
+        for stage in self._stages():
+            if stage.endswith(PARTIAL):
+                remove_tree(stage)
+        finals = self._stage_folders()
+        self._place(manifest, PARTIAL)
+        partials = self._stage_folders()
+        try:
+            for stage in partials:
+                make_dir(os.path.dirname(os.path.dirname(stage)))
+                make_dir(os.path.dirname(stage))
+                make_dir(stage)
+            self._extract(manifest)
+            self._check_staged()
+            for stage in partials:
+                sync_filesystem(stage)
+        except BaseException as error:
+            for stage in partials:
+                remove_tree(stage)
+            if isinstance(error, OSError) and is_out_of_space(error):
+                raise BackupError(
+                    "the disk became full while the set was staged; the live state is untouched",
+                    os.path.dirname(self.targets[0].live),
+                    "Free space there and run again",
+                ) from None
+            raise
+        for partial, final in zip(partials, finals):
+            if os.path.lexists(final):
+                # An earlier restore of this set keeps its old state here: that moves aside, it is never lost.
+                os.rename(final, f"{final}.{self.clock.now().strftime('%Y%m%dT%H%M%SZ')}-{self.clock.token()}")
+            os.rename(partial, final)
+            fsync_dir(os.path.dirname(final))
+        self._place(manifest)
+        self.journal = Journal(self.journal_path, manifest.id, STAGED, finals, [])
+        self.journal.write(STAGED)
+
+    def _stage_folders(self) -> List[str]:
+        return [target.stage for target in self.targets] + [placed.stage for placed in self.placed if placed.stage]
+
+    def _extract(self, manifest: Manifest) -> None:
+        targets = {target.name: target for target in self.targets}
+        for target in self.targets:
+            for path, value in self._wanted(target, logs=True):
+                if value["type"] == "dir":
+                    # Made here, so that two archives never race for a folder; modes and times come last.
+                    os.makedirs(os.path.join(target.base, path), 0o700, exist_ok=True)
+
+        def extract(name: str, root: str) -> None:
+            path = self.store.object_path(name)
+            if hash_file(path) != name.split(".")[0]:
+                raise BackupError(f"object {name} is damaged (its hash is not its name)", self.store.path, "Name another set")
+            archive.extract(path, targets[root].base, self.owner == "id", EXTRACT_S)
+
+        ordered = restore_order(manifest.shards)
+        trees = [shard for shard in ordered if shard.id.endswith("-tree")]
+        files = sorted((shard for shard in ordered if shard not in trees), key=lambda shard: -shard.stored_bytes)
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            jobs = [pool.submit(extract, shard.object, shard.root) for shard in files]
+            jobs.extend(pool.submit(self._place_image, placed) for placed in self.placed)
+            for job in jobs:
+                job.result()
+        for shard in trees:
+            extract(shard.object, shard.root)
+        for target in self.targets:
+            saved = [path for path, value in self._wanted(target, logs=True)]
+            if target.is_file and get_text(manifest.roots[target.name], "path"):
+                stored = os.path.basename(get_text(manifest.roots[target.name], "path"))
+                if stored not in saved:
+                    os.rename(os.path.join(target.stage, stored), target.staged)
+            for kept in self._kept(target):
+                remove_tree(os.path.join(target.staged, os.path.relpath(kept, target.live)))
+            self._set_folder_times(target)
+
+    def _place_image(self, placed: Placed) -> None:
+        name = placed.image.object
+        os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
+        archive.decompress(self.store.object_path(name), placed.staged)
+        wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
+        if wrong:
+            raise BackupError(
+                f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set"
+            )
+        value = placed.image.file
+        if os.geteuid() == 0:
+            os.chown(placed.staged, *self._owner_ids(value))
+        os.chmod(placed.staged, value["mode"])
+        os.utime(placed.staged, ns=(value["mtime_ns"], value["mtime_ns"]))
+        handle = os.open(placed.staged, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _set_folder_times(self, target: Target) -> None:
+        """Give the folders of a staged copy the times that putting things into them took away."""
+        for path, value in self._wanted(target, logs=True):
+            full = os.path.join(target.base, path)
+            if value["type"] == "dir" and os.path.isdir(full) and not os.path.islink(full):
+                os.utime(full, ns=(value["mtime_ns"], value["mtime_ns"]))
+
+    def _check_staged(self) -> None:
+        """Read every staged file back from the disk and compare it with the file list."""
+        work: List[Tuple[Target, str, Record, Dict[str, Record]]] = []
+        for target in self.targets:
+            kept = [os.path.relpath(path, target.live) for path in self._kept(target)]
+            wanted = {
+                path: value
+                for path, value in self._wanted(target, logs=True)
+                if not any(path == name or is_below(path, name) for name in kept)
+            }
+            work.extend((target, path, value, wanted) for path, value in wanted.items())
+
+        def check(item: Tuple[Target, str, Record, Dict[str, Record]]) -> str:
+            target, path, value, wanted = item
+            wrong = self._wrong(target.base, path, value, look(target.base, path), wanted, True)
+            return f"{os.path.join(target.name, path)}: {wrong}" if wrong else ""
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            wrong = [reason for reason in pool.map(check, work, chunksize=64) if reason]
+        if wrong:
+            raise BackupError(
+                f"{len(wrong)} staged paths are not what set {self._set().id} says, first {wrong[0]}",
+                self.store.path,
+                "The live state is untouched; name another set, or mend what the message names",
+            )
+
+    def _exchange(self) -> None:
+        self._require_unused()
+        journal = self.journal
+        assert journal is not None
+        steps: List[Step] = []
+        for target in self.targets:
+            for kept in self._kept(target):
+                inner = os.path.join(target.staged, os.path.relpath(kept, target.live))
+                # Where the live one appeared only after staging, the set's copy of it gives way.
+                remove_tree(inner)
+                os.makedirs(os.path.dirname(inner), exist_ok=True)
+                steps.append(Carry(kept, inner))
+            self._set_folder_times(target)
+            steps.append(Swap.planned(target.live, target.staged))
+        for placed in self.placed:
+            if placed.stage:
+                for ending in ("-wal", "-shm", "-journal"):
+                    if os.path.lexists(placed.live + ending):
+                        steps.append(Swap.planned(placed.live + ending, placed.staged + ending))
+                steps.append(Swap.planned(placed.live, placed.staged))
+        journal.steps = steps
+        journal.write(EXCHANGING)
+        try:
+            for step in steps:
+                step.do()
+        except BaseException:
+            journal.undo()
+            journal.write(STAGED)
+            raise
+        journal.write(COMMITTED)
+
+    def _require_unused(self) -> None:
+        """Refuse to exchange what a process has open: it would go on writing to the old state."""
+        files: List[str] = []
+        for name, path in self.source.outermost().items():
+            if os.path.lexists(path):
+                root = Root(name, path, stat.S_ISREG(os.stat(path).st_mode))
+                scan = self.source.scan(root)
+                files.extend(os.path.join(root.base, entry.path) for entry in scan.saved if entry.type == "file")
+                files.extend(scan.undeclared)
+        for database in self.source.databases:
+            files.extend(database.files())
+        found = holders(paths=files)
+        if found:
+            raise BackupError(
+                f"{len(found)} processes have files open here: {', '.join(str(holder) for holder in found[:3])}",
+                todo="Stop the application and run again",
+            )
+
+    def _roll_back(self) -> None:
+        journal = self.journal
+        assert journal is not None
+        if journal.phase == COMMITTED:
+            self._require_unused()
+            journal.write(ROLLING_BACK)
+            journal.undo()
+            journal.write(ROLLED_BACK)
+
+    def _purge(self) -> None:
+        for stage in self._stages():
+            remove_tree(stage)
+            for folder in (os.path.dirname(stage), os.path.dirname(os.path.dirname(stage))):
+                if os.path.isdir(folder) and not os.listdir(folder):
+                    os.rmdir(folder)
+        if os.path.exists(self.journal_path):
+            os.unlink(self.journal_path)
+            fsync_dir(self.state_dir)
+
+    # verify ---------------------------------------------------------------------------------------
+
+    def verify(self) -> List[Check]:
+        journal = Journal.read(self.journal_path)
+        if self.state == "purged":
+            left = [stage for stage in self._stages() if os.path.lexists(stage)]
+            return [Check("nothing is kept aside", not left, ", ".join(left))]
+        assert journal is not None
+        if self.state == "rolled_back":
+            wrong = [step.live for step in journal.steps if not step.is_undone()]
+            return [Check("the state before the restore is live", not wrong, ", ".join(wrong))]
+        if self.state == "staged":
+            return [Check("the staged copy was read back", journal.phase == STAGED, journal.set_id)]
+        checks = []
+        for target in self.targets:
+            base = os.path.dirname(target.live) if target.is_file else target.live
+            wanted = dict(self._wanted(target, logs=False))
+            wrong = [
+                f"{path}: {reason}"
+                for path, value in wanted.items()
+                for reason in [self._wrong(base, path, value, look(base, path), wanted, False)]
+                if reason
+            ]
+            checks.append(Check(f"{target.name} is that of the set", not wrong, "; ".join(wrong[:3])))
+        for placed in self.placed:
+            checks.append(Check(f"database {placed.image.name} is that of the set", is_image(placed.live, placed.image), placed.live))
+        return checks
+
+    def result(self) -> Dict[str, Any]:
+        journal = Journal.read(self.journal_path)
+        kept = journal.stages if journal is not None and journal.phase in (COMMITTED, ROLLED_BACK) else []
+        return {
+            "set": summary(self.store, self.manifest) if self.manifest else None,
+            "aside": [stage for stage in kept if os.path.lexists(stage)],
+            "recovered": self.recovered,
+            "phases": self.phases,
+            "warnings_": self.warnings,
+        }
+
+
+def _mount_points() -> List[str]:
+    """Return the mount points of this process (proc(5), mountinfo: fifth field, with octal escapes)."""
+    with open("/proc/self/mountinfo", "rb") as stream:
+        fields = [line.split(b" ")[4] for line in stream]
+    return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]

@@ -1,0 +1,326 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The store on disk: where things lie, and the few ways in which they come and go."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import uuid
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+
+from .._core import command
+from .._core.clock import Clock, parse_rfc3339, rfc3339
+from .._core.errors import OpskitError
+from .._core.files import fsync_dir, make_dir, publish, publish_json, read_json, remove_tree
+from .._core.lock import flock
+from . import archive
+from .errors import BackupError
+from .manifest import VERSION, Manifest, Record, dump_records, load_records
+
+FORMAT = "opskit-backup-store"
+SET_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}\Z")
+LEVELS = ("none", "stored", "content")
+"""How far a set was proven, in rising order."""
+
+README = """\
+This is a backup store of the application "{application}".
+
+Restore by hand, with sh, tar, zstd (or gzip) and sha256sum alone:
+    ls {store}/sets                             the sets, named by their UTC time
+    cd {store}/sets/<set>
+    sha256sum --check SHA256SUMS                is everything there and whole?
+    less restore.sh                             what it will do
+    sh restore.sh /some/empty/folder            everything of the set, one folder for each saved path
+
+objects/  archives and database images, named by the SHA-256 of their bytes; never changed, shared by sets
+sets/     one folder a set: manifest.json, files.jsonl.*, SHA256SUMS, restore.sh
+proofs/   what each verification found; the newest decides
+bad/      objects that failed a verification
+trash/    what pruning took out; emptied after 24 hours
+cache/    may be removed at any time; the next backup then reads every file again
+
+Remove nothing by hand: an object that looks old may belong to the newest set.
+"""
+
+
+class Proof(NamedTuple):
+    """The newest verdict on a set."""
+
+    level: str
+    """``stored`` or ``content``; ``none`` when there is no proof."""
+    ok: bool
+    time: Optional[datetime]
+    failures: List[Dict[str, str]]
+    """Each with ``object`` and ``reason``."""
+
+
+NO_PROOF = Proof("none", True, None, [])
+
+
+class Store:
+    """One application's store. Making the object reads nothing; see :meth:`open` and :meth:`create`."""
+
+    def __init__(self, path: str, application: str) -> None:
+        self.path = os.path.realpath(path)
+        self.application = application
+        self.uuid = ""
+
+    def at(self, *parts: str) -> str:
+        """Return a path inside the store."""
+        return os.path.join(self.path, *parts)
+
+    def exists(self) -> bool:
+        """True when there is a store here; an empty folder is none."""
+        if not os.path.isdir(self.path):
+            if os.path.lexists(self.path):
+                raise BackupError("the store has to be a folder, but something else is here", self.path, "Name another place")
+            return False
+        if os.path.exists(self.at("FORMAT")):
+            return True
+        if any(name not in ("lock", "lost+found") for name in os.listdir(self.path)):
+            raise BackupError("this folder is not empty and holds no backup store", self.path, "Name another place")
+        return False
+
+    def open(self) -> None:
+        """Check that this is a store of this format and application. Raises :class:`BackupError`."""
+        if not self.exists():
+            raise BackupError("there is no backup store here", self.path, "Mend the path, or make a first backup")
+        value = read_json(self.at("FORMAT"))
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise BackupError("the file FORMAT is not that of a backup store", self.path, "Name another place")
+        if value.get("version") != VERSION:
+            raise BackupError(
+                f"the store is of format {value.get('version')}, this collection reads {VERSION}",
+                self.path,
+                "Use the version of the collection that wrote it, or a newer one",
+            )
+        if value.get("application") != self.application:
+            raise BackupError(
+                f"the store belongs to the application {value.get('application')}, not to {self.application}",
+                self.path,
+                "Give each application a store of its own",
+            )
+        self.uuid = value["uuid"]
+
+    def create(self) -> None:
+        """Make the store if it is not there; then open it."""
+        make_dir(self.path)
+        for name in ("objects", "sets", "proofs", "bad", "trash", "tmp", "cache"):
+            make_dir(self.at(name))
+        if not self.exists_format():
+            with publish(self.at("README.txt")) as stream:
+                stream.write(README.format(application=self.application, store=self.path).encode("utf-8"))
+            publish_json(
+                self.at("FORMAT"),
+                {"format": FORMAT, "version": VERSION, "application": self.application, "uuid": str(uuid.uuid4())},
+            )
+        self.open()
+
+    def exists_format(self) -> bool:
+        """True when the store's format is written down."""
+        return os.path.exists(self.at("FORMAT"))
+
+    @contextmanager
+    def writer(self, wait_s: float) -> Iterator[None]:
+        """Be the only one at work in the store."""
+        make_dir(self.path)
+        if os.stat(self.path).st_uid != os.geteuid() and os.geteuid() != 0:
+            raise BackupError("the store belongs to another user", self.path, "Run as that user (become)")
+        with flock(self.at("lock"), wait_s=wait_s):
+            yield
+
+    # sets -----------------------------------------------------------------------------------------
+
+    def sets(self) -> List[Manifest]:
+        """Return all sets, oldest first by seq. Raises :class:`BackupError` when one can't be read."""
+        if not os.path.isdir(self.at("sets")):
+            return []
+        found = [self.manifest(name) for name in os.listdir(self.at("sets")) if SET_ID.match(name)]
+        return sorted(found, key=lambda manifest: manifest.seq)
+
+    def manifest(self, set_id: str) -> Manifest:
+        """Return one set's manifest."""
+        path = self.at("sets", set_id, "manifest.json")
+        if not SET_ID.match(set_id) or not os.path.exists(path):
+            raise BackupError(f"there is no set {set_id}", self.path, "List the sets with backup_set_info")
+        return Manifest.from_json(read_json(path), path)
+
+    def find(self, which: str) -> Manifest:
+        """Return the set that an operator names.
+
+        :param which: an id, ``latest`` (the newest verified one), or ``before <UTC time>`` (the newest verified one that
+            is older)
+        """
+        if which != "latest" and not which.startswith("before "):
+            return self.manifest(which)
+        limit = None
+        if which != "latest":
+            text = which[len("before ") :].strip()
+            try:
+                limit = parse_rfc3339(text)
+            except ValueError:
+                raise BackupError(f"{text!r} is no UTC time", todo="Write it as 2026-11-23T02:00:00Z") from None
+        for manifest in reversed(self.sets()):
+            proof = self.proof(manifest.id)
+            if proof.ok and proof.level == "content" and (limit is None or manifest.time < limit):
+                return manifest
+        raise BackupError(
+            f"there is no verified set{f' before {rfc3339(limit)}' if limit else ''}",
+            self.path,
+            "Verify one (backup_verify), or name a set by its id",
+        )
+
+    def file_list(self, manifest: Manifest) -> List[Record]:
+        """Return a set's file list, its hash checked."""
+        path = self.list_path(manifest.id)
+        if hash_file(path) != manifest.files:
+            raise BackupError("the file list is damaged (its hash is not the recorded one)", path, "Use another set")
+        with archive.open_object(path) as stream:
+            data = stream.read()
+        return load_records(data, path)
+
+    def list_path(self, set_id: str) -> str:
+        """Return where a set's file list lies."""
+        for codec in (archive.ZSTD, archive.GZIP):
+            path = self.at("sets", set_id, f"files.jsonl.{codec.ending}")
+            if os.path.exists(path):
+                return path
+        raise BackupError("the file list of the set is missing", self.at("sets", set_id), "Use another set")
+
+    def publish_set(self, manifest: Manifest, records: List[Record], codec: archive.Codec, restore_script: str) -> Manifest:
+        """Write the set's folder and give it its name: from then on the set exists. Returns the manifest as written."""
+        folder = self.at("tmp", manifest.id)
+        os.mkdir(folder, 0o700)
+        name = f"files.jsonl.{codec.ending}"
+        done = subprocess.run(
+            command.bound(codec.compress(3, 0)), input=dump_records(records), stdout=subprocess.PIPE, check=True
+        )
+        sums = {}
+
+        def put(name: str, data: bytes) -> None:
+            with publish(os.path.join(folder, name)) as stream:
+                stream.write(data)
+            sums[name] = hashlib.sha256(data).hexdigest()
+
+        put(name, done.stdout)
+        manifest = manifest._replace(files=sums[name])
+        publish_json(os.path.join(folder, "manifest.json"), manifest.as_json())
+        sums["manifest.json"] = hash_file(os.path.join(folder, "manifest.json"))
+        put("restore.sh", restore_script.encode("utf-8", "surrogateescape"))
+        for item in sorted(manifest.objects):
+            sums[f"../../objects/{item[:2]}/{item}"] = item.split(".")[0]
+        put("SHA256SUMS", b"".join(f"{value}  {key}\n".encode() for key, value in sorted(sums.items())))
+        os.rename(folder, self.at("sets", manifest.id))
+        fsync_dir(self.at("sets"))
+        return manifest
+
+    # objects --------------------------------------------------------------------------------------
+
+    def object_path(self, name: str) -> str:
+        """Return where an object lies."""
+        return self.at("objects", name[:2], name)
+
+    def has_object(self, name: str, size: int) -> bool:
+        """True when the object is there with the bytes that were recorded for it."""
+        try:
+            return os.stat(self.object_path(name)).st_size == size
+        except FileNotFoundError:
+            return False
+
+    def adopt(self, path: str, kind: str, suspects: Set[str]) -> str:
+        """Move a finished, fsynced file of tmp/ to its place among the objects, named by its hash; returns its name.
+
+        :param suspects: names of objects that failed a verification; one of the same name goes to bad/ first
+        """
+        name = f"{hash_file(path)}.{kind}"
+        target = self.object_path(name)
+        make_dir(os.path.dirname(target))
+        size = os.stat(path).st_size
+        if os.path.lexists(target) and (name in suspects or os.stat(target).st_size != size):
+            os.rename(target, self.at("bad", f"{name}.{uuid.uuid4().hex[:8]}"))
+        # Where the same bytes are there already, they are simply put there again.
+        os.rename(path, target)
+        fsync_dir(os.path.dirname(target))
+        return name
+
+    def sweep(self) -> None:
+        """Remove what an interrupted run left in tmp/. Only for the one writer."""
+        for name in os.listdir(self.at("tmp")):
+            remove_tree(self.at("tmp", name))
+
+    # proofs ---------------------------------------------------------------------------------------
+
+    def proof(self, set_id: str) -> Proof:
+        """Return the newest verdict on a set."""
+        folder = self.at("proofs", set_id)
+        names = sorted(name for name in os.listdir(folder) if name.endswith(".json")) if os.path.isdir(folder) else []
+        if not names:
+            return NO_PROOF
+        value = read_json(os.path.join(folder, names[-1]))
+        return Proof(value["level"], value["ok"], parse_rfc3339(value["time"]), value["failures"])
+
+    def verified(self, set_id: str) -> bool:
+        """True when the newest proof says that the set's content is what was backed up."""
+        proof = self.proof(set_id)
+        return proof.ok and proof.level == "content"
+
+    def write_proof(self, set_id: str, level: str, failures: List[Dict[str, str]], clock: Clock, read: int) -> None:
+        """Record a verification.
+
+        :param read: how many objects were read; those that an earlier proof vouches for do not count
+        """
+        make_dir(self.at("proofs", set_id))
+        now = clock.now()
+        # An earlier clock must not make the newer verdict the older one.
+        number = len(os.listdir(self.at("proofs", set_id))) + 1
+        value: Dict[str, Any] = {
+            "set": set_id,
+            "level": level,
+            "ok": not failures,
+            "time": rfc3339(now),
+            "failures": failures,
+            "objects_read": read,
+        }
+        publish_json(self.at("proofs", set_id, f"{number:06d}-{now.strftime('%Y%m%dT%H%M%SZ')}.json"), value)
+
+    def suspects(self) -> Set[str]:
+        """Return the names of the objects that a set's newest proof found damaged."""
+        if not os.path.isdir(self.at("proofs")):
+            return set()
+        return {
+            failure["object"]
+            for set_id in os.listdir(self.at("proofs"))
+            for failure in self.proof(set_id).failures
+            if failure.get("object")
+        }
+
+    # cache ----------------------------------------------------------------------------------------
+
+    def read_cache(self) -> Dict[str, Dict[str, str]]:
+        """Return the fingerprints of what was read last; empty when they are lost, which costs reading it again."""
+        try:
+            value = read_json(self.at("cache", "fingerprints.json"))
+        except (FileNotFoundError, OpskitError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def write_cache(self, value: Dict[str, Dict[str, str]]) -> None:
+        """Keep the fingerprints."""
+        publish_json(self.at("cache", "fingerprints.json"), value)
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        while True:
+            chunk = stream.read(archive.CHUNK)
+            if not chunk:
+                return digest.hexdigest()
+            digest.update(chunk)

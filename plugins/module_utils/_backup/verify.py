@@ -1,0 +1,219 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Reading sets back: every object's stored bytes, and what they decompress to."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
+
+from .._core.clock import Clock
+from .._core.errors import OpskitError
+from .._core.files import free_bytes, human_size
+from .._core.operation import Check, Operation
+from .._core.plan import Plan
+from . import archive
+from .errors import BackupError
+from .manifest import Image, Manifest, Record, Shard, get_text
+from .store import Store, hash_file
+
+ImageCheckers = Mapping[str, Callable[[str, Dict[str, Any]], List[Check]]]
+"""By engine: looks at the image at a path with the engine's own means and compares it with its facts."""
+
+Failure = Dict[str, str]
+"""``object`` (empty where it is the set itself) and ``reason``."""
+
+
+def verify_objects(
+    store: Store, manifest: Manifest, level: str, checkers: ImageCheckers, only: Optional[Set[str]] = None
+) -> Tuple[List[Failure], int]:
+    """Verify a set and return what is wrong with it, and how many objects were read.
+
+    :param level: ``stored``: the bytes of every object are those that were written; ``content``: they also decompress to
+        the files and databases that were saved
+    :param only: read these objects alone; of the others only presence and size are looked at
+    """
+    failures: List[Failure] = []
+    try:
+        by_shard: Dict[str, List[Record]] = {}
+        for value in store.file_list(manifest):
+            by_shard.setdefault(value["shard"], []).append(value)
+    except (OpskitError, OSError) as error:
+        return [{"object": "", "reason": f"file list: {error}"}], 0
+    wanted = {name for name in manifest.objects if only is None or name in only}
+    for name, size in sorted(manifest.objects.items()):
+        if not store.has_object(name, size):
+            there = os.path.exists(store.object_path(name))
+            failures.append({"object": name, "reason": f"object {name} {'has another size' if there else 'is missing'}"})
+            wanted.discard(name)
+
+    def check(name: str, content: Optional[Callable[[], List[str]]]) -> List[Failure]:
+        try:
+            if hash_file(store.object_path(name)) != name.split(".")[0]:
+                return [{"object": name, "reason": f"object {name} is damaged (its hash is not its name)"}]
+            found = content() if content else []
+        except (OpskitError, OSError) as error:
+            found = [str(error)]
+        return [{"object": name, "reason": reason} for reason in found]
+
+    work: List[Tuple[str, Optional[Callable[[], List[str]]]]] = []
+    for shard in manifest.shards:
+        if shard.object in wanted:
+            records = by_shard.get(shard.id, [])
+            work.append((shard.object, _shard_check(store, shard, records) if level == "content" else None))
+    for image in manifest.databases:
+        if image.object in wanted:
+            work.append((image.object, _image_check(store, image, checkers) if level == "content" else None))
+    work.sort(key=lambda item: -manifest.objects[item[0]])
+    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for found in pool.map(lambda item: check(*item), work):
+            failures.extend(found)
+    return failures, len(wanted)
+
+
+def _shard_check(store: Store, shard: Shard, records: List[Record]) -> Callable[[], List[str]]:
+    def run() -> List[str]:
+        wrong = compare_members(list(archive.members_of(store.object_path(shard.object))), records)
+        return [f"shard {shard.id}: {reason}" for reason in wrong[:3]]
+
+    return run
+
+
+def compare_members(members: List[archive.Member], records: List[Record]) -> List[str]:
+    """Say how an archive's members differ from the file list's lines; empty when they don't."""
+    wrong = []
+    listed = {get_text(value, "path"): value for value in records}
+    for member in members:
+        value = listed.pop(member.path, None)
+        if value is None:
+            wrong.append(f"{member.path!r} is not in the file list")
+        elif member.type != value["type"]:
+            wrong.append(f"{member.path!r} is a {member.type}, the file list says {value['type']}")
+        elif member.type == "file" and (member.sha256 != value["sha256"] or member.size != value["size"]):
+            wrong.append(f"{member.path!r} has other content than the file list says")
+        elif member.type == "symlink" and member.target != get_text(value, "target"):
+            wrong.append(f"{member.path!r} points elsewhere than the file list says")
+    wrong.extend(f"{path!r} is missing" for path in listed)
+    return wrong
+
+
+def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callable[[], List[str]]:
+    def run() -> List[str]:
+        need, free = image.facts["bytes"], free_bytes(store.at("tmp"))
+        if need > free:
+            raise BackupError(
+                f"reading the database {image.name} back needs {human_size(need)} here, {human_size(free)} are free",
+                store.at("tmp"),
+                "Free space and verify again",
+            )
+        plain = store.at("tmp", f"verify-{uuid.uuid4().hex[:12]}.image")
+        try:
+            archive.decompress(store.object_path(image.object), plain)
+            checks = checkers[image.engine](plain, image.facts)
+        finally:
+            if os.path.exists(plain):
+                os.unlink(plain)
+        return [f"database {image.name}: {check.check}: {check.detail}" for check in checks if not check.ok]
+
+    return run
+
+
+class Verdict(NamedTuple):
+    """What was found about one set."""
+
+    manifest: Manifest
+    failures: List[Failure]
+    read: int
+
+
+class VerifySets(Operation):
+    """Verify sets and record a proof for each.
+
+    The plan is the verification itself, which changes nothing; a step is a set whose standing changes by it.
+
+    :param which: a set's id, ``latest`` (the newest set), or ``all``
+    """
+
+    def __init__(
+        self, store: Store, which: str, level: str, clock: Clock, checkers: ImageCheckers, lock_timeout_s: float
+    ) -> None:
+        self.store = store
+        self.which = which
+        self.level = level
+        self.clock = clock
+        self.checkers = checkers
+        self.lock_timeout_s = lock_timeout_s
+        self.verdicts: List[Verdict] = []
+        self.recorded = False
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        self.store.open()
+        with self.store.writer(self.lock_timeout_s):
+            yield
+
+    def plan(self) -> Plan:
+        self.store.open()
+        plan = Plan("verified")
+        for manifest in self._chosen():
+            failures, read = verify_objects(self.store, manifest, self.level, self.checkers)
+            self.verdicts.append(Verdict(manifest, failures, read))
+            before = self.store.proof(manifest.id)
+            if failures and before.ok:
+                plan.add("record proof", manifest.id, f"failed: {failures[0]['reason']}")
+            elif not failures and (not before.ok or _rank(before.level) < _rank(self.level)):
+                plan.add("record proof", manifest.id, f"{self.level} verified, before: {before.level if before.ok else 'failed'}")
+        return plan
+
+    def _chosen(self) -> List[Manifest]:
+        if self.which not in ("all", "latest"):
+            return [self.store.manifest(self.which)]
+        sets = self.store.sets()
+        if not sets:
+            raise BackupError("there is no set in this store", self.store.path, "Make a backup first")
+        return sets if self.which == "all" else sets[-1:]
+
+    def apply(self, plan: Plan) -> None:
+        # A weaker look that found nothing takes nothing away from a stronger one before it, which stays the newest.
+        for manifest, failures, read in self.verdicts:
+            before = self.store.proof(manifest.id)
+            if failures or not before.ok or _rank(self.level) >= _rank(before.level):
+                self.store.write_proof(manifest.id, self.level, failures, self.clock, read)
+        self.recorded = True
+
+    def verify(self) -> List[Check]:
+        return [
+            Check("proof recorded", self.store.proof(verdict.manifest.id).ok == (not verdict.failures), verdict.manifest.id)
+            for verdict in self.verdicts
+        ]
+
+    def note(self) -> None:
+        # How long ago a set was last read is worth knowing too.
+        if not self.recorded:
+            self.apply(Plan("none"))
+
+    def failure(self) -> str:
+        bad = [item for item in self.verdicts if item.failures]
+        if not bad:
+            return ""
+        first = bad[0].failures[0]["reason"]
+        return (
+            f"{self.store.path}: {len(bad)} of {len(self.verdicts)} sets failed, {bad[0].manifest.id} first: {first}. "
+            "Make a new backup now; it stores again what was damaged."
+        )
+
+    def result(self) -> Dict[str, Any]:
+        return {
+            "sets": [
+                {"id": item.manifest.id, "level": self.level, "ok": not item.failures, "failures": item.failures}
+                for item in self.verdicts
+            ]
+        }
+
+
+def _rank(level: str) -> int:
+    return ("none", "stored", "content").index(level)

@@ -1,0 +1,224 @@
+#!/usr/bin/python
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_set
+short_description: Save an application's files and databases as one verified set
+version_added: 1.0.0
+author: opskit contributors (@opskit)
+description:
+  - Saves everything that the description names as one set in a backup store, if something changed since the last set.
+  - Files that did not change are not read again, and what is equal is not stored again.
+  - A new set is read back and compared before the module succeeds (O(verify)).
+  - A set exists as a whole or not at all. After a crash, a full disk or a kill the earlier sets are what they were, and the same call
+    does the job.
+  - The application goes on writing meanwhile. Databases are copied first, so that every row has its files; files and databases are each
+    consistent, but of different moments.
+extends_documentation_fragment:
+  - opskit.runbooks._attributes
+  - opskit.runbooks._backup
+  - opskit.runbooks._backup.source
+  - opskit.runbooks._backup.lock
+attributes:
+  check_mode:
+    support: full
+    details:
+      - What has to be read to know whether it changed is read in check mode too.
+  diff_mode:
+    support: full
+  idempotent:
+    support: partial
+    details:
+      - Without a change since the last set nothing is done until that one is older than O(unchanged_interval).
+      - A database that is written to all the time is saved each time.
+  safe_file_operations:
+    support: full
+options:
+  unchanged_interval:
+    description:
+      - Seconds after which a new set is made even though nothing changed. It then takes only the bytes of its manifest.
+    type: int
+    default: 72000
+  shrink_limit:
+    description:
+      - Percent of the files or bytes of a saved path that may be gone since the last set. More than that is refused, because it is more
+        often a lost disk than an intention.
+      - V(0) allows everything.
+    type: int
+    default: 50
+  compression_level:
+    description:
+      - Level of zstd, from 1 (fast) to 19 (small).
+    type: int
+    default: 3
+  verify:
+    description:
+      - How the new set is verified at once.
+      - V(content) decompresses every new object and compares each file and database with what was read.
+      - V(stored) reads the bytes of every new object.
+      - V(none) leaves it to M(opskit.runbooks.backup_verify). Such a set does not count for retention and is not the V(latest) of a restore.
+    type: str
+    choices: [content, stored, none]
+    default: content
+seealso:
+  - module: opskit.runbooks.backup_set_info
+  - module: opskit.runbooks.backup_verify
+  - module: opskit.runbooks.backup_prune
+  - module: opskit.runbooks.backup_restore
+"""
+
+EXAMPLES = r"""
+- name: Save the gateway
+  opskit.runbooks.backup_set:
+    store: /var/backups/opskit/gateway
+    application: gateway
+    paths:
+      data: /opt/gateway/data
+      environment: /opt/gateway/.env
+      config: /opt/gateway/config
+      projects: /opt/gateway/projects
+    logs:
+      - /opt/gateway/data/logs
+    volatile:
+      - /opt/gateway/data/run
+    databases:
+      - name: gateway
+        engine: sqlite
+        path: /opt/gateway/data/gateway.db
+
+- name: Save it again even though nothing changed
+  opskit.runbooks.backup_set:
+    store: /var/backups/opskit/gateway
+    application: gateway
+    paths:
+      config: /opt/gateway/config
+    unchanged_interval: 0
+"""
+
+RETURN = r"""
+action:
+  description: V(created) or V(none).
+  returned: success
+  type: str
+  sample: created
+reason:
+  description: Why a set was made, or why none was.
+  returned: success
+  type: str
+  sample: 3 shards changed, 1 databases changed
+plan:
+  description: The steps, in order. In check mode what would be done.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    step:
+      description: What is done.
+      type: str
+    target:
+      description: What it is done to. An id that does not exist yet is C(<new>).
+      type: str
+    reason:
+      description: Why it is needed.
+      type: str
+    bytes:
+      description: Upper bound of the bytes written.
+      type: int
+  sample:
+    - step: publish set
+      target: <new>
+      reason: the first set
+checks:
+  description: What was looked at afterwards.
+  returned: success
+  type: list
+  elements: dict
+  sample:
+    - check: content of set 20261123T020000Z-7f3a
+      ok: true
+      detail: 12 objects read back and compared
+set:
+  description: The new set, or the last one where none was made.
+  returned: when there is a set
+  type: dict
+  contains:
+    id:
+      description: UTC time and four random digits.
+      type: str
+    seq:
+      description: Number of the set in its store.
+      type: int
+    time:
+      description: When it was begun (RFC 3339, UTC).
+      type: str
+    files:
+      description: Number of files, folders and links.
+      type: int
+    bytes:
+      description: Bytes of the files and databases.
+      type: int
+    stored_bytes:
+      description: Bytes of all objects that the set needs.
+      type: int
+    new_bytes:
+      description: Bytes of the objects that the set was the first to need.
+      type: int
+    guarantee:
+      description: V(none) when writes were not paused.
+      type: str
+    paths:
+      description: Names of the saved paths.
+      type: list
+      elements: str
+    databases:
+      description: Names of the databases.
+      type: list
+      elements: str
+    verified:
+      description: V(none), V(stored) or V(content).
+      type: str
+    verified_at:
+      description: When (RFC 3339, UTC), or empty.
+      type: str
+    failed:
+      description: What the newest verification found wrong, or empty.
+      type: str
+phases:
+  description: Seconds that scanning, storing and verifying took.
+  returned: success
+  type: dict
+  sample:
+    scan_s: 0.21
+    store_s: 8.3
+    verify_s: 2.1
+duration_s:
+  description: Seconds that all of it took.
+  returned: success
+  type: float
+  sample: 10.7
+"""
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.opskit.runbooks.plugins.module_utils._application import wiring
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.module import run_module
+
+
+def main() -> None:
+    spec = wiring.store_spec()
+    spec.update(wiring.source_spec())
+    spec.update(
+        unchanged_interval={"type": "int", "default": 72000},
+        shrink_limit={"type": "int", "default": 50},
+        compression_level={"type": "int", "default": 3},
+        verify={"type": "str", "choices": ["content", "stored", "none"], "default": "content"},
+        lock_timeout={"type": "int", "default": 0},
+    )
+    run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_set)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A role's defaults, its argument specification and its task files describe one interface."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLES = sorted(path for path in (ROOT / "roles").glob("*") if path.is_dir())
+INCLUDES = re.compile(r"^(ansible\.builtin\.)?(include|import)_role$")
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text()) if path.exists() else None
+
+
+def specs(role: Path) -> dict[str, Any]:
+    return (read(role / "meta/argument_specs.yml") or {}).get("argument_specs", {})
+
+
+def entry_points_used(value: Any) -> Iterator[tuple[str, str]]:
+    """Role and entry point of each include_role and import_role below a piece of YAML."""
+    if isinstance(value, list):
+        for item in value:
+            yield from entry_points_used(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if INCLUDES.match(str(key)) and isinstance(item, dict) and "tasks_from" in item:
+                yield item["name"].removeprefix("opskit.runbooks."), item["tasks_from"].removesuffix(".yml")
+            yield from entry_points_used(item)
+
+
+@pytest.mark.parametrize("role", ROLES, ids=lambda role: role.name)
+class TestRole:
+    def test_defaults_equal_main_options(self, role: Path) -> None:
+        options = specs(role)["main"].get("options", {})
+        optional = {name: option.get("default") for name, option in options.items() if not option.get("required")}
+        assert (read(role / "defaults/main.yml") or {}) == optional
+
+    def test_other_entry_points_repeat_the_defaults(self, role: Path) -> None:
+        defaults = read(role / "defaults/main.yml") or {}
+        for entry, spec in specs(role).items():
+            for name, option in (spec.get("options") or {}).items():
+                if "default" in option and name in defaults:
+                    assert (entry, name, option["default"]) == (entry, name, defaults[name])
+
+    def test_entry_points_have_tasks(self, role: Path) -> None:
+        assert [entry for entry in specs(role) if not (role / f"tasks/{entry}.yml").exists()] == []
+
+    def test_options_are_described(self, role: Path) -> None:
+        assert (role / "README.md").exists()
+        for entry, spec in specs(role).items():
+            assert spec.get("short_description"), entry
+
+
+def test_included_entry_points_have_a_spec() -> None:
+    files = [path for folder in ("roles", "playbooks", "examples") for path in (ROOT / folder).rglob("*.yml")]
+    used = {(str(path.relative_to(ROOT)), *entry) for path in files for entry in entry_points_used(read(path))}
+    ours = {entry for entry in used if (ROOT / "roles" / entry[1]).is_dir()}
+    assert [entry for entry in sorted(ours) if entry[2] not in specs(ROOT / "roles" / entry[1])] == []
