@@ -3,6 +3,7 @@ PYTHON ?= python3
 export PYTHON
 
 COLLECTION := build/ansible_collections/opskit/runbooks
+ANSIBLE = ANSIBLE_COLLECTIONS_PATH="$(CURDIR)/build" ANSIBLE_HOME="$(CURDIR)/build/home/.ansible"
 
 .PHONY: help demo test lint bench soak collection build clean
 
@@ -20,7 +21,7 @@ demo:
 	@tests/tools/need demo
 	@tests/tools/venv demo
 	@$(PYTHON) tests/tools/collection.py
-	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/demo/bin:$$PATH" ANSIBLE_COLLECTIONS_PATH="$(CURDIR)/build" examples/demo/run
+	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/demo/bin:$$PATH" $(ANSIBLE) examples/demo/run
 
 test:
 	@tests/tools/need test
@@ -38,7 +39,7 @@ bench:
 	@tests/tools/need bench
 	@tests/tools/venv e2e
 	@$(PYTHON) tests/tools/collection.py
-	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/e2e/bin:$$PATH" ANSIBLE_COLLECTIONS_PATH="$(CURDIR)/build" tests/bench/run
+	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/e2e/bin:$$PATH" $(ANSIBLE) tests/bench/run
 
 build:
 	@tests/tools/need demo

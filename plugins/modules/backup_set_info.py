@@ -90,6 +90,7 @@ duration_s:
 """
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.opskit.runbooks.plugins.module_utils._application import wiring
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.module import run_module
 

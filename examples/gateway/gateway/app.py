@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -353,10 +354,11 @@ class Gateway:
     async def chat(self, request: Request) -> Response:
         call = await self._call(await self._json(request))
         text = ""
-        async for kind, value in self._answer(**call):
-            if kind == "done":
-                return JSONResponse({"reply": text.strip(), **value})
-            text += value
+        async with contextlib.aclosing(self._answer(**call)) as items:
+            async for kind, value in items:
+                if kind == "done":
+                    return JSONResponse({"reply": text.strip(), **value})
+                text += value
         raise AssertionError("an answer ends with done")
 
     async def chat_stream(self, request: Request) -> Response:
@@ -364,8 +366,11 @@ class Gateway:
 
         async def events() -> AsyncIterator[bytes]:
             with metrics.OPEN_CONNECTIONS.labels("sse").track_inprogress():
-                async for kind, value in self._reported(call):
-                    yield f"event: {kind}\ndata: {json.dumps(value)}\n\n".encode()
+                async with contextlib.aclosing(self._reported(call)) as items:
+                    async for kind, value in items:
+                        yield f"event: {kind}\ndata: {json.dumps(value)}\n\n".encode()
+                        if await request.is_disconnected():  # not every server says so when it is sent to
+                            return
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
@@ -380,8 +385,9 @@ class Gateway:
                     except HTTPException as exc:
                         await websocket.send_json({"event": "error", "data": {"error": exc.detail}})
                         continue
-                    async for kind, value in self._reported(call):
-                        await websocket.send_json({"event": kind, "data": value})
+                    async with contextlib.aclosing(self._reported(call)) as items:
+                        async for kind, value in items:
+                            await websocket.send_json({"event": kind, "data": value})
             except WebSocketDisconnect:
                 return
 
@@ -409,11 +415,12 @@ class Gateway:
 
         return await run_in_threadpool(query)
 
-    async def _reported(self, call: dict[str, Any]) -> AsyncIterator[tuple[str, Any]]:
+    async def _reported(self, call: dict[str, Any]) -> AsyncGenerator[tuple[str, Any], None]:
         """`_answer` for a stream that has begun: what fails becomes its last event, and goes to the log."""
         try:
-            async for item in self._answer(**call):
-                yield item
+            async with contextlib.aclosing(self._answer(**call)) as items:
+                async for item in items:
+                    yield item
         except HTTPException as exc:
             yield "error", {"error": exc.detail}
         except WritesPaused as exc:
@@ -424,7 +431,7 @@ class Gateway:
 
     async def _answer(
         self, project_id: int, provider_id: int, provider_name: str, model: str, prompt: str, chunk_seconds: float
-    ) -> AsyncIterator[tuple[str, Any]]:
+    ) -> AsyncGenerator[tuple[str, Any], None]:
         """Yield ("chunk", text) as the provider answers, then record the usage and yield ("done", counts and ids)."""
         labels = (provider_name, "chat", model)
         started = time.perf_counter()
@@ -490,7 +497,7 @@ class Gateway:
     async def pause_writes(self, request: Request) -> Response:
         self._require_admin(request)
         seconds, longest = (await self._json(request)).get("seconds"), self.limits["pause_max_seconds"]
-        if type(seconds) not in (int, float) or not 0 < seconds <= longest:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= longest:
             raise HTTPException(400, f"seconds must be a number above 0 and up to {longest}")
         try:
             return JSONResponse(await self.gate.pause(float(seconds), DRAIN_SECONDS))
@@ -553,11 +560,13 @@ class Observe:
 
         method = scope["method"] if http and scope["method"] in METHODS else "GET" if not http else "_OTHER"
         try:
-            with metrics.HTTP_ACTIVE.labels(method).track_inprogress():
+            with metrics.HTTP_ACTIVE.labels(method).track_inprogress() if http else contextlib.nullcontext():
                 self.gateway.faults.leak()
                 if http and scope["path"].startswith("/api/") and self.gateway.faults.fails():
                     raise RuntimeError("fault: this request fails because error_rate asks for it")
                 await self.app(scope, receive, observed_send)
+        except ClientDisconnect:
+            status = 499  # nobody is left to answer; the number that nginx logs for it
         except Exception:
             logs.app.exception("%s %s failed", method, scope["path"])
             if status or not http:

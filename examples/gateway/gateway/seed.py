@@ -101,7 +101,7 @@ def seed(
             project_ids = ids(projects)
             for number, (slug, project_id) in enumerate(zip(slugs, project_ids, strict=True)):
                 folder = layout.projects / slug
-                (folder / "files").mkdir(parents=True)
+                (folder / "files").mkdir(parents=True, exist_ok=True)  # a killed run may have left it
                 owner = f"user-{number % user_count:05d}"
                 about = {"slug": slug, "title": f"Project {number}", "owner": owner}
                 text = json.dumps({**about, "created_at": FIRST.strftime("%Y-%m-%dT%H:%M:%SZ")}, indent=2)

@@ -515,6 +515,41 @@ def test_websocket(shared: Application) -> None:
     wait_for(lambda: any(entry["route"] == "/ws/chat" and entry["status"] == 101 for entry in shared.log("access")))
 
 
+def test_a_stream_that_is_left_is_cleaned_up(stopped: Application) -> None:
+    stopped.rows("""UPDATE providers SET settings = '{"kind": "fake", "models": ["fake-small"], "chunk_seconds": 0.2}'""")
+    app = stopped.start()
+    before = app.rows("SELECT count(*) FROM usage")
+    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=30)
+    connection.request("GET", "/api/chat/stream?project=project-00001&prompt=x")
+    response = connection.getresponse()
+    assert response.readline() == b"event: chunk\n"
+    assert b'app_open_connections{kind="sse"} 1.0' in app.call("GET", "/metrics").body
+    response.close()
+    connection.close()
+    wait_for(lambda: b'app_open_connections{kind="sse"} 0.0' in app.call("GET", "/metrics").body)
+    wait_for(lambda: b'operation_duration_seconds_count{error_type="cancelled"' in app.call("GET", "/metrics").body)
+    assert app.rows("SELECT count(*) FROM usage") == before
+    with socket.create_connection(("127.0.0.1", app.port)) as upload:
+        upload.sendall(b"PUT /api/uploads/half HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
+        time.sleep(0.2)
+    wait_for(lambda: [line["status"] for line in app.log("access") if line["path"] == "/api/uploads/half"] == [499])
+    assert not (app.root / "data/uploads/half").exists()
+    assert app.log("error") == []
+
+
+def test_stop_closes_websockets_at_once(app: Application) -> None:
+    async def talk() -> int:
+        async with websockets.connect(f"ws://127.0.0.1:{app.port}/ws/chat") as connection:
+            stopping = asyncio.ensure_future(asyncio.to_thread(app.stop))
+            with pytest.raises(websockets.ConnectionClosed):
+                await connection.recv()
+            return await stopping
+
+    started = time.monotonic()
+    assert asyncio.run(talk()) == 0
+    assert time.monotonic() - started < 8
+
+
 def test_metrics(shared: Application) -> None:
     shared.call("POST", "/api/chat", {"project": "project-00004", "prompt": "count me", "provider": "fake"})
     shared.call("GET", "/api/uploads/upload-000000.bin")

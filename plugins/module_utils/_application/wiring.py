@@ -114,7 +114,7 @@ def backup_restore(params: Dict[str, Any], clock: Clock) -> Restore:
     )
 
 
-def backup_set_info(params: Dict[str, Any], clock: Clock) -> SetInfo:
+def backup_set_info(params: Dict[str, Any], _clock: Clock) -> SetInfo:
     """Return the operation of the module backup_set_info."""
     return SetInfo(build_store(params), params["set"])
 

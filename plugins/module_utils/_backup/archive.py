@@ -205,8 +205,7 @@ class open_object:
 def members_of(path: str) -> Iterator[Member]:
     """Read an archive object from disk and yield its members. Raises :class:`BackupError` when it is damaged."""
     with open_object(path) as stream:
-        for member in read_members(stream.read):
-            yield member
+        yield from read_members(stream.read)
 
 
 def decompress(path: str, target: str) -> None:

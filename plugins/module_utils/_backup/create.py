@@ -14,7 +14,7 @@ import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .._core.clock import Clock, rfc3339
 from .._core.files import free_bytes, human_size, is_out_of_space
@@ -30,8 +30,6 @@ from .verify import ImageCheckers, verify_objects
 
 ATTEMPTS = 5
 """How often a shard whose files change meanwhile is read before the backup gives up on it."""
-DATABASE_RACY_S = 0.1
-"""A database touched this short ago is looked at again: times are as coarse as the kernel's tick, 10 ms at the most."""
 
 
 class Options(NamedTuple):
@@ -58,7 +56,6 @@ class Live(NamedTuple):
     file: Record
     """Its main file as a line of the file list."""
     fingerprint: str
-    settled: bool
 
 
 class Survey(NamedTuple):
@@ -110,14 +107,11 @@ class BackupSet(Operation):
         self.fresh: Set[str] = set()
         self.phases: Dict[str, float] = {}
 
-    def exclusive(self) -> ContextManager[None]:
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
         # The paths are looked at first, so that a wrong one does not leave an empty store behind.
         self.source.roots()
         self._check_place()
-        return self._locked()
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
         with self.store.writer(self.options.lock_timeout_s):
             if self.store.exists():
                 self.store.open()
@@ -257,17 +251,14 @@ class BackupSet(Operation):
 
     def _live(self, database: DatabaseSource, declared: bool, roots: List[Root], path: str) -> Live:
         database.require()
-        if _age_s(database) < DATABASE_RACY_S:
-            time.sleep(DATABASE_RACY_S)
         printed = database.fingerprint()
-        settled = _age_s(database) >= DATABASE_RACY_S
         home = next((root for root in roots if not root.is_file and is_below(path, root.path)), Root("", "/", False))
         # Below no root, the path is absolute; joined to the base that is what it stays.
         inner = os.path.relpath(path, home.base) if home.name else path
         entry = look(home.base, inner)
         if entry is None or entry.type != "file":
             raise BackupError("the database went while it was looked at", path, "Run again")
-        return Live(database, declared, home.name, make_records(home, [entry], {})[0], printed, settled)
+        return Live(database, declared, home.name, make_records(home, [entry], {})[0], printed)
 
     def _database_reason(self, live: Live) -> str:
         known = self._last_image(live.database.name)
@@ -484,9 +475,9 @@ class BackupSet(Operation):
             image = stored_images.get(name) or self._last_image(name)
             assert image is not None
             databases.append(image)
+            # Taken before the image was: a commit in between counts as new next time.
             live = images[name][0] if name in images else seen
-            if live.settled:
-                cache[f"database {name}"] = {"object": image.object, "fingerprint": live.fingerprint}
+            cache[f"database {name}"] = {"object": image.object, "fingerprint": live.fingerprint}
         roots = {
             root.name: {
                 "type": "file" if root.is_file else "dir",
@@ -541,6 +532,10 @@ class BackupSet(Operation):
             learned = dict(self.cache)
             for shard_id, printed in self.survey.prints.items():
                 learned[shard_id] = {"tree": self.previous[shard_id].shard.tree, "fingerprint": printed}
+            for live in self.survey.databases:
+                known = self._last_image(live.database.name)
+                if known is not None:
+                    learned[f"database {known.name}"] = {"object": known.object, "fingerprint": live.fingerprint}
             if learned != self.cache:
                 self.store.write_cache(learned)
 
@@ -597,18 +592,7 @@ def is_image(path: str, image: Image) -> bool:
     )
 
 
-def _age_s(database: DatabaseSource) -> float:
-    """Return the seconds since any of a database's files was touched."""
-    newest = 0
-    for path in database.files():
-        try:
-            newest = max(newest, os.stat(path).st_mtime_ns)
-        except FileNotFoundError:
-            continue
-    return (time.time_ns() - newest) / 1e9
-
-
-def _owner(entry: Entry, names: Dict[str, str]) -> "Tuple[int, int, str, str]":
+def _owner(entry: Entry, names: Dict[str, str]) -> Tuple[int, int, str, str]:
     user, group = f"u{entry.uid}", f"g{entry.gid}"
     if user not in names:
         try:

@@ -119,7 +119,7 @@ def record(
     kind: str,
     size: int,
     mode: int,
-    owner: "tuple[int, int, str, str]",
+    owner: tuple[int, int, str, str],
     mtime_ns: int,
     sha256: str = "",
     target: str = "",

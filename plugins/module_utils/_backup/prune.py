@@ -78,7 +78,7 @@ class Prune(Operation):
         for manifest in kept:
             needed.update(manifest.objects)
         found = {}
-        for folder, dummy, names in os.walk(self.store.at("objects")):
+        for folder, _folders, names in os.walk(self.store.at("objects")):
             for name in names:
                 if name not in needed:
                     found[name] = os.lstat(os.path.join(folder, name)).st_size

@@ -106,7 +106,7 @@ def assign(
 
 
 def _split(shard_id: str) -> Tuple[str, int]:
-    label, dot, number = shard_id.rpartition(".")
+    label, _dot, number = shard_id.rpartition(".")
     return label, int(number)
 
 
@@ -132,7 +132,7 @@ def fingerprint(entries: List[Entry]) -> str:
     digest = hashlib.sha256()
     for entry in entries:
         # Link counts and devices change when a host is restarted or a file gets a second name elsewhere.
-        digest.update(os.fsencode("%s\0%s\0%d %d %d %d %d %d %d\0" % entry[:9]))
+        digest.update(os.fsencode("\0".join(map(str, entry[:9])) + "\0"))
     return digest.hexdigest()
 
 

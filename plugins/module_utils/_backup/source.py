@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     device: int
     links: int
 
-    def same_file(self, other: "Entry") -> bool:
+    def same_file(self, other: Entry) -> bool:
         """True when nothing was done to the file between the two looks."""
         return self[2:10] == other[2:10]
 
@@ -139,7 +139,7 @@ class Source:
         """Return the name of the project that an absolute path belongs to."""
         if self.projects is None or not is_below(path, self.projects):
             return None
-        head, dash, tail = path[len(self.projects.rstrip("/")) + 1 :].partition("/")
+        head, dash, _tail = path[len(self.projects.rstrip("/")) + 1 :].partition("/")
         return head if dash else None
 
     def scan(self, root: Root, known: Sequence[str] = ()) -> Scan:

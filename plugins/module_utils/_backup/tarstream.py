@@ -160,7 +160,7 @@ def _records(data: bytes) -> Dict[str, bytes]:
     while position < len(data):
         space = data.index(b" ", position)
         end = position + int(data[position:space])
-        keyword, dummy, value = data[space + 1 : end - 1].partition(b"=")
+        keyword, _equals, value = data[space + 1 : end - 1].partition(b"=")
         records[_text(keyword)] = value
         position = end
     return records

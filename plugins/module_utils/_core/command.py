@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from typing import Dict, List, Optional, Sequence
 
@@ -16,6 +17,10 @@ from .redact import redact
 
 class CommandError(OpskitError):
     """A program failed, was killed or ran over its deadline."""
+
+
+class CommandTimeout(CommandError):
+    """A program ran over its deadline and was killed, with everything that it had started."""
 
 
 def find_program(name: str, package: str) -> str:
@@ -49,7 +54,7 @@ def start(
     stderr: Optional[int] = subprocess.PIPE,
     env: Optional[Dict[str, str]] = None,
     cwd: Optional[str] = None,
-) -> "subprocess.Popen[bytes]":
+) -> subprocess.Popen[bytes]:
     """Start a program that is bound to this process."""
     return subprocess.Popen(
         bound(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env or environment(), cwd=cwd
@@ -63,31 +68,33 @@ def run(
     env: Optional[Dict[str, str]] = None,
     cwd: Optional[str] = None,
     ok: Sequence[int] = (0,),
-) -> "subprocess.CompletedProcess[bytes]":
+) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end and return its output.
 
     :param deadline_s: seconds after which it is killed
     :param data: what it reads on standard input
     :param ok: exit codes that are no failure
-    Raises :class:`CommandError` with the program's own last words, redacted.
+    Raises :class:`CommandTimeout`, or :class:`CommandError` with the program's own last words, redacted.
     """
-    try:
-        done = subprocess.run(
-            bound(argv),
-            input=data,
-            stdin=subprocess.DEVNULL if data is None else None,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            timeout=deadline_s,
-            env=env or environment(),
-            cwd=cwd,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise CommandError(f"still running after {deadline_s:g} s and killed", argv[0]) from None
-    if done.returncode not in ok:
-        raise CommandError(f"exit code {done.returncode}: {last_words(done.stderr)}", argv[0])
-    return done
+    process = subprocess.Popen(
+        bound(argv),
+        stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env or environment(),
+        cwd=cwd,
+        # A group of its own, so that the deadline ends its children too.
+        start_new_session=True,
+    )
+    with process:
+        try:
+            out, err = process.communicate(data, timeout=deadline_s)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise CommandTimeout(f"still running after {deadline_s:g} s and killed", argv[0]) from None
+    if process.returncode not in ok:
+        raise CommandError(f"exit code {process.returncode}: {last_words(err)}", argv[0])
+    return subprocess.CompletedProcess(argv, process.returncode, out, err)
 
 
 def last_words(stderr: bytes, lines: int = 3) -> str:

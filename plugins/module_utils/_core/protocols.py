@@ -28,7 +28,10 @@ class DatabaseSource(Protocol):
         """Return the upper bound of an image's bytes."""
 
     def fingerprint(self) -> str:
-        """Return a digest that moves with every commit, without opening the database."""
+        """Return a digest that moves with every commit, without opening the database.
+
+        One that is written at this very moment gives a digest that never comes again.
+        """
 
     def image(self, target: str) -> Dict[str, Any]:
         """Write a consistent image to a new file, fsynced, mode 0600, and return its facts.

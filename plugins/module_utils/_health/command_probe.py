@@ -9,7 +9,7 @@ import re
 import shutil
 from typing import Any, Dict, List, Tuple
 
-from .._core.command import CommandError, run
+from .._core.command import CommandTimeout, run
 from .._core.errors import OpskitError
 from .._core.redact import redact
 from .probe import FAIL, PASS, UNKNOWN, WARN, Attempt, Outcome, Probe, ProbeFailure, clean, excerpt
@@ -65,8 +65,7 @@ class CommandProbe(Probe):
         with attempt.timed("command"):
             try:
                 done = run(self._argv, attempt.remaining(), ok=range(-64, 256))
-            except CommandError:
-                # Any exit code is fine above, so this is its deadline.
+            except CommandTimeout:
                 raise TimeoutError from None
         text, performance = parse_output(redact(done.stdout.decode("utf-8", errors="replace")[:MAX_OUTPUT]))
         words = excerpt(text)

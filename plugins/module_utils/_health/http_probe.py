@@ -12,6 +12,7 @@ import re
 import socket
 import stat
 from contextlib import closing
+from functools import partial
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -96,8 +97,10 @@ class HttpProbe(Probe):
             raise OpskitError("a limit is too small", self.target, "Set max_bytes to 1024 or more, max_redirects to 0 or more")
         if not self._status or not all(100 <= code <= 599 for code in self._status):
             raise OpskitError("status_code has to name codes from 100 to 599", self.target, "Correct status_code")
-        # Made even for http: a redirect may lead to https, and a bad ca_file is refused now.
-        self._tls = contexts.get(options["validate_certs"], options["ca_file"])
+        self._tls = partial(contexts.get, options["validate_certs"], options["ca_file"])
+        # A redirect may lead to https, and a bad ca_file is refused now.
+        if self._url.scheme == "https" or self._max_redirects or options["ca_file"] is not None:
+            self._tls()
         if options["token_file"] is not None:
             token = read_token(options["token_file"])
             self.secrets.append(token)
@@ -163,7 +166,7 @@ class HttpProbe(Probe):
             if url.scheme == "https":
                 with attempt.timed("tls"):
                     sock.settimeout(attempt.remaining())
-                    secured = self._tls.wrap_socket(sock, server_hostname=(self._server_name if home else None) or url.to.host)
+                    secured = self._tls().wrap_socket(sock, server_hostname=(self._server_name if home else None) or url.to.host)
                 sock = secured
                 observed["tls_version"] = secured.version()
                 certificate = secured.getpeercert()

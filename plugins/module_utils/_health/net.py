@@ -13,7 +13,7 @@ import threading
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
 from .._core.errors import OpskitError
-from .probe import Attempt, Probe, ProbeFailure
+from .probe import FAIL, UNKNOWN, Attempt, Outcome, Probe
 
 # X509_V_ERR_* of OpenSSL's x509_vfy.h.
 _VERIFY_REASONS = {
@@ -188,30 +188,30 @@ class TlsContexts:
         return self._made[(validate, ca_file)]
 
 
-def explain(error: Exception, attempt: Attempt, probe: Probe) -> ProbeFailure:
-    """Return the failure that an error of a probe stands for. An error that is none of these is raised again: it is ours."""
+def explain(error: Exception, attempt: Attempt, probe: Probe) -> Union[Outcome, Exception]:
+    """Return the outcome that an error of a probe stands for, or the error itself where it is a mistake of ours."""
     at = f" to {attempt.address}" if attempt.address else ""
     if isinstance(error, (TimeoutError, socket.timeout)):
         reason = _TIMEOUT_REASONS.get(attempt.phase, probe.timeout_reason)
-        return ProbeFailure(reason, f"not done within {attempt.timeout_s:g} s, it was at: {attempt.phase}")
+        return Outcome(FAIL, reason, f"not done within {attempt.timeout_s:g} s, it was at: {attempt.phase}")
     if isinstance(error, socket.gaierror):
         if error.errno in (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)):
-            return ProbeFailure("dns_nxdomain", "the name has no address")
-        return ProbeFailure("dns_servfail", f"the name can't be looked up: {error.strerror}")
+            return Outcome(FAIL, "dns_nxdomain", "the name has no address")
+        return Outcome(FAIL, "dns_servfail", f"the name can't be looked up: {error.strerror}")
     if isinstance(error, ssl.SSLCertVerificationError):
         reason = _VERIFY_REASONS.get(error.verify_code, "tls_handshake")
-        return ProbeFailure(reason, f"the certificate is not accepted: {error.verify_message}")
+        return Outcome(FAIL, reason, f"the certificate is not accepted: {error.verify_message}")
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)) and attempt.phase != "tls":
-        return ProbeFailure("connect_reset", f"the connection{at} was cut")
+        return Outcome(FAIL, "connect_reset", f"the connection{at} was cut")
     if isinstance(error, ssl.SSLError):
-        return ProbeFailure("tls_handshake", f"no TLS connection{at}: {error.reason or error}")
+        return Outcome(FAIL, "tls_handshake", f"no TLS connection{at}: {error.reason or error}")
     if isinstance(error, ConnectionRefusedError):
-        return ProbeFailure("connect_refused", f"the connection{at} is refused")
+        return Outcome(FAIL, "connect_refused", f"the connection{at} is refused")
     if isinstance(error, ConnectionError):
-        return ProbeFailure("connect_reset", f"the connection{at} was closed without an answer")
+        return Outcome(FAIL, "connect_reset", f"the connection{at} was closed without an answer")
     if isinstance(error, OSError):
         words = error.strerror or str(error)
         if attempt.phase == "connect" and error.errno in _NO_ROUTE:
-            return ProbeFailure("no_route", f"no way{at}: {words}")
-        return ProbeFailure("probe_error", words, status="unknown")
-    raise error
+            return Outcome(FAIL, "no_route", f"no way{at}: {words}")
+        return Outcome(UNKNOWN, "probe_error", words)
+    return error

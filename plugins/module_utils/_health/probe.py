@@ -49,7 +49,8 @@ class ProbeFailure(Exception):
     ) -> None:
         super().__init__(message)
         self.outcome = Outcome(status, reason, message, observed or {}, answered, final)
-        assert reason in HINTS
+        if reason not in HINTS:
+            raise ValueError(f"{reason} is not in the closed list of reasons")
 
 
 class Attempt:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from typing import Any, Dict, List, NamedTuple, Optional
+from typing import Any, Dict, List, NamedTuple, Optional, Union
 
 from .._core.clock import Clock
 from .._core.errors import OpskitError
@@ -33,8 +33,8 @@ class Unhealthy(OpskitError):
 class _Answer(NamedTuple):
     check: Check
     attempt: Attempt
-    outcome: Optional[Outcome]
-    bug: Optional[BaseException]
+    outcome: Union[Outcome, Exception]
+    """An exception where something of ours is wrong."""
 
 
 class Runner:
@@ -59,9 +59,11 @@ class Runner:
         self.deadline_hit = False
         self.elapsed_s = 0.0
 
-    def run(self) -> None:
-        """Return when every check is decided, or at the deadline, whatever the threads do."""
-        started = self._clock.monotonic()
+    def run(self, started: float) -> None:
+        """Return when every check is decided, or at the deadline, whatever the threads do.
+
+        :param started: the clock's monotonic time from which the deadline counts
+        """
         for _number in range(self._threads):
             threading.Thread(target=self._work, daemon=True).start()
         while True:
@@ -114,9 +116,8 @@ class Runner:
 
     def _take(self, answer: _Answer, at_s: float) -> None:
         check = answer.check
-        if answer.bug is not None:
-            raise answer.bug
-        assert answer.outcome is not None
+        if isinstance(answer.outcome, Exception):
+            raise answer.outcome
         check.record(answer.outcome, answer.attempt, at_s, self._wanted)
         check.queued, check.running = False, None
         check.next_at = at_s + self._interval_s
@@ -128,21 +129,17 @@ class Runner:
             if check is None:
                 return
             attempt = check.running = Attempt(check.timeout_s, self._clock)
-            outcome: Optional[Outcome] = None
-            bug: Optional[BaseException] = None
+            outcome: Union[Outcome, Exception]
             try:
                 outcome = check.probe.ask(attempt)
             except ProbeFailure as failure:
                 outcome = failure.outcome
             except Exception as error:
-                try:
-                    outcome = explain(error, attempt, check.probe).outcome
-                except Exception as unexpected:  # raised in the main thread, where it is seen
-                    bug = unexpected
+                outcome = explain(error, attempt, check.probe)
             attempt.phases_ms["total"] = round(attempt.elapsed() * 1000, 3)
-            if outcome is not None:
+            if isinstance(outcome, Outcome):
                 outcome = outcome._replace(message=redact(outcome.message, check.probe.secrets))
-            self._answers.put(_Answer(check, attempt, outcome, bug))
+            self._answers.put(_Answer(check, attempt, outcome))
 
 
 def health_check(params: Dict[str, Any], check_mode: bool, clock: Clock) -> Dict[str, Any]:
@@ -150,9 +147,10 @@ def health_check(params: Dict[str, Any], check_mode: bool, clock: Clock) -> Dict
 
     Raises :class:`OpskitError` for parameters that can't be meant, :class:`Unhealthy` for a result that is not accepted.
     """
+    started = clock.monotonic()
     checks = build_checks(params, check_mode)
     runner = Runner(checks, params, clock)
-    runner.run()
+    runner.run(started)
     conclusions = {check.id: check.conclusion(runner.failed_dependencies(check), runner.elapsed_s) for check in checks}
     result = report(checks, conclusions, needed(params["quorum"], checks), runner.elapsed_s, runner.deadline_hit, clock.now())
     accepted = {"fail": ("pass", "warn"), "warn": ("pass",), "never": ("pass", "warn", "fail", "unknown")}[params["fail_on"]]

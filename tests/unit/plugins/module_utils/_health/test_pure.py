@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, List
 
 import pytest
@@ -16,8 +17,10 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors impor
 from ansible_collections.opskit.runbooks.plugins.module_utils._health import jsonpath
 from ansible_collections.opskit.runbooks.plugins.module_utils._health.command_probe import parse_output
 from ansible_collections.opskit.runbooks.plugins.module_utils._health.probe import ProbeFailure, clean
+from ansible_collections.opskit.runbooks.plugins.module_utils._health.reasons import HINTS
 from ansible_collections.opskit.runbooks.plugins.module_utils._health.report import latency, percentile
 from ansible_collections.opskit.runbooks.plugins.module_utils._health.systemd_probe import SystemdProbe, parse_show
+from ansible_collections.opskit.runbooks.plugins.modules.health_check import RETURN
 
 # What `systemctl show` of systemd 252 (Debian 12) writes for these properties.
 RUNNING = """\
@@ -116,6 +119,13 @@ def test_every_document_equals_itself(document: Any) -> None:
 
 def test_clean_leaves_nothing_that_plays_with_a_terminal() -> None:
     assert clean(" a\x1b[31m\nb\ud800\x00 ") == "a\ufffd[31m b\ufffd\ufffd"
+
+
+def test_reasons_are_a_closed_list_that_is_documented() -> None:
+    paragraph = RETURN.split("    reason:\n")[-1].split("returned:")[0]
+    assert set(re.findall(r"V\((\w+)\)", paragraph)) == set(HINTS)
+    with pytest.raises(ValueError, match="closed list"):
+        ProbeFailure("something_else", "x")
 
 
 def test_perfdata() -> None:
