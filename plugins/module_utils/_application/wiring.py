@@ -94,9 +94,7 @@ def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
 
 def backup_verify(params: Dict[str, Any], clock: Clock) -> VerifySets:
     """Return the operation of the module backup_verify."""
-    return VerifySets(
-        build_store(params), params["set"], params["level"], clock, image_checkers(), params["lock_timeout"]
-    )
+    return VerifySets(build_store(params), params["set"], params["level"], clock, image_checkers(), params["lock_timeout"])
 
 
 def backup_restore(params: Dict[str, Any], clock: Clock) -> Restore:

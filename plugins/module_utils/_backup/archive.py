@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -12,9 +13,12 @@ import tempfile
 from typing import IO, Callable, Iterator, List, NamedTuple, Optional, Sequence
 
 from .._core import command
+from .._core.errors import present
 from .errors import BackupError
 from .tarstream import CHUNK, Member, read_members
 
+F_SETPIPE_SZ = 1031
+"""fcntl(2); the standard library names it from Python 3.10 on."""
 LARGE = 128 << 20
 """Bytes from which on one compressor uses all cores: such a job would otherwise be the last one running, alone."""
 
@@ -24,6 +28,8 @@ _CREATE = (
     "--format=posix",
     # Without these two the archive of equal files would differ in each run (GNU tar manual, 8.3.7.1).
     "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
+    # Written to a pipe in pieces of 256 KiB: with tar's 10 KiB the three processes mostly wait for each other.
+    "--blocking-factor=512",
     "--no-recursion",
     "--sparse",
     "--acls",
@@ -35,6 +41,7 @@ _CREATE = (
 _EXTRACT = (
     "tar",
     "--extract",
+    "--blocking-factor=512",
     "--preserve-permissions",
     "--sparse",
     "--acls",
@@ -92,9 +99,7 @@ class Changed(Exception):
     """The files changed while they were read; reading them again may help."""
 
 
-def pack(
-    base: str, paths: Sequence[str], target: str, codec: Codec, level: int, size: int, growing: bool = False
-) -> List[Member]:
+def pack(base: str, paths: Sequence[str], target: str, codec: Codec, level: int, size: int, growing: bool = False) -> List[Member]:
     """Write an archive of some paths, compressed, to a new file, fsynced, and return the members as they were stored.
 
     :param paths: relative to the base, in the order of the archive
@@ -110,10 +115,11 @@ def pack(
             stdin=names.fileno(),
             stderr=said.fileno(),
         )
-        assert tar.stdout is not None
-        with tar, tar.stdout:
-            with _compressor(target, codec, level, size) as sink:
-                members = list(read_members(_tee(tar.stdout, sink)))
+        stream = present(tar.stdout)
+        _widen(stream)
+        with tar, stream:
+            with _compressor(codec.compress(level, size), target) as sink:
+                members = list(read_members(_tee(stream, present(sink))))
         if tar.returncode != 0 and not (growing and tar.returncode == 1):
             said.seek(0)
             words = said.read()
@@ -124,46 +130,60 @@ def pack(
     return members
 
 
-def _tee(source: IO[bytes], sink: IO[bytes]) -> Callable[[int], bytes]:
+def _tee(source: IO[bytes], sink: IO[bytes]) -> Callable[[memoryview], int]:
     """Return a reader of one stream that hands on to another what it reads."""
 
-    def read(size: int) -> bytes:
-        data = source.read(size)
-        sink.write(data)
-        return data
+    def readinto(buffer: memoryview) -> int:
+        count = os.readv(source.fileno(), [buffer])
+        sink.write(buffer[:count])
+        return count
 
-    return read
+    return readinto
+
+
+def _widen(pipe: IO[bytes]) -> None:
+    """Let a pipe hold as much as one read takes, so that the two ends wait for each other less often."""
+    try:
+        fcntl.fcntl(pipe.fileno(), F_SETPIPE_SZ, CHUNK)
+    except OSError:
+        # A user without privileges has a limit for all pipes together (pipe(7)); a narrow one does the same, slower.
+        return
 
 
 def compress(source: str, target: str, codec: Codec, level: int) -> None:
     """Compress one file to a new file, fsynced."""
-    with open(source, "rb") as plain, _compressor(target, codec, level, os.path.getsize(source)) as sink:
-        shutil.copyfileobj(plain, sink, CHUNK)
+    with open(source, "rb") as plain:
+        argv = codec.compress(level, os.path.getsize(source))
+        with _compressor(argv, target, plain.fileno()):
+            pass
 
 
 class _compressor:
-    """A compressor as a writable stream that ends in a file; leaving the block waits for it and flushes the disk."""
+    """A compressor whose output becomes a new file; leaving the block waits for it and flushes the disk.
 
-    def __init__(self, target: str, codec: Codec, level: int, size: int) -> None:
+    :param stdin: what it reads; a pipe, which the block gets, when there is none
+    """
+
+    def __init__(self, argv: List[str], target: str, stdin: int = subprocess.PIPE) -> None:
+        self.argv = argv
         self.target = target
-        self.argv = codec.compress(level, size)
+        self.stdin = stdin
 
-    def __enter__(self) -> IO[bytes]:
-        self.output = open(self.target, "xb")
+    def __enter__(self) -> Optional[IO[bytes]]:
+        self.output = os.fdopen(os.open(self.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
         self.said = tempfile.TemporaryFile()
-        self.process = command.start(
-            self.argv, stdin=subprocess.PIPE, stdout=self.output.fileno(), stderr=self.said.fileno()
-        )
-        assert self.process.stdin is not None
+        self.process = command.start(self.argv, stdin=self.stdin, stdout=self.output.fileno(), stderr=self.said.fileno())
+        if self.process.stdin is not None:
+            _widen(self.process.stdin)
         return self.process.stdin
 
     def __exit__(self, kind: Optional[type], value: Optional[BaseException], trace: object) -> None:
-        assert self.process.stdin is not None
         with self.said, self.output:
-            try:
-                self.process.stdin.close()
-            except BrokenPipeError:
-                pass  # It ended early; its exit code below says why.
+            if self.process.stdin is not None:
+                try:
+                    self.process.stdin.close()
+                except BrokenPipeError:
+                    pass  # It ended early; its exit code below says why.
             if self.process.wait() != 0 and (kind is None or issubclass(kind, BrokenPipeError)):
                 self.said.seek(0)
                 raise BackupError(
@@ -186,26 +206,27 @@ class open_object:
         self.said = tempfile.TemporaryFile()
         with open(self.path, "rb") as source:
             self.process = command.start(self.argv, stdin=source.fileno(), stderr=self.said.fileno())
-        assert self.process.stdout is not None
-        return self.process.stdout
+        return present(self.process.stdout)
 
     def __exit__(self, kind: Optional[type], value: Optional[BaseException], trace: object) -> None:
-        assert self.process.stdout is not None
-        with self.said, self.process, self.process.stdout:
+        stream = present(self.process.stdout)
+        with self.said, self.process, stream:
             if kind is not None and not issubclass(kind, BackupError):
                 return
+            if kind is None:
+                # tar stops at the end of the archive; its padding may be more than the pipe holds.
+                while stream.read(CHUNK):
+                    pass
             code = self.process.wait() if kind is None else self.process.poll()
             if code:
                 self.said.seek(0)
-                raise BackupError(
-                    f"it can't be decompressed: {command.last_words(self.said.read())}", self.path
-                ) from value
+                raise BackupError(f"it can't be decompressed: {command.last_words(self.said.read())}", self.path) from value
 
 
 def members_of(path: str) -> Iterator[Member]:
     """Read an archive object from disk and yield its members. Raises :class:`BackupError` when it is damaged."""
     with open_object(path) as stream:
-        yield from read_members(stream.read)
+        yield from read_members(lambda buffer: os.readv(stream.fileno(), [buffer]))
 
 
 def decompress(path: str, target: str) -> None:

@@ -17,7 +17,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .._core.clock import Clock, rfc3339
-from .._core.files import free_bytes, human_size, is_out_of_space
+from .._core.errors import present
+from .._core.files import free_bytes, hash_file, human_size, is_out_of_space
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.protocols import DatabaseSource
@@ -25,11 +26,14 @@ from . import archive, shards
 from .errors import BackupError
 from .manifest import Image, Manifest, Record, Shard, get_text, put_text, record, tree_hash
 from .source import Entry, Root, Scan, Source, is_below, look
-from .store import Store, hash_file
+from .store import Store
 from .verify import ImageCheckers, verify_objects
 
 ATTEMPTS = 5
 """How often a shard whose files change meanwhile is read before the backup gives up on it."""
+
+WORKERS = (os.cpu_count() or 1) + 2
+"""Shards that are stored at a time: more than cores, because each waits for the disk at its end."""
 
 
 class Options(NamedTuple):
@@ -101,6 +105,8 @@ class BackupSet(Operation):
         self.previous: Dict[str, shards.Previous] = {}
         self.cache: Dict[str, Dict[str, str]] = {}
         self.suspects: Set[str] = set()
+        self.damage = ""
+        """What is wrong with the last set's file list."""
         self.survey: Optional[Survey] = None
         self.reason = ""
         self.made: Optional[Manifest] = None
@@ -133,35 +139,31 @@ class BackupSet(Operation):
         for live in survey.databases:
             if live.database.name in survey.database_reasons:
                 # The plain image lies in tmp/ while it is compressed.
-                plan.add(
-                    "store database", live.database.name, survey.database_reasons[live.database.name], 2 * live.database.size()
-                )
+                plan.add("store database", live.database.name, survey.database_reasons[live.database.name], 2 * live.database.size())
         self.reason = self._why(survey)
         if self.reason:
             self._check_space(plan)
             plan.add("publish set", "<new>", self.reason)
         else:
             plan = Plan("none")
-            newest = self.last
-            assert newest is not None
-            self.reason = f"nothing changed since set {newest.id}"
+            self.reason = f"nothing changed since set {present(self.last).id}"
         self.phases["scan_s"] = round(self.clock.monotonic() - started, 3)
         return plan
 
     def _check_place(self) -> None:
         for path in self.source.targets.values():
             if self.store.path == path or is_below(self.store.path, path):
-                raise BackupError(
-                    f"the store lies inside the saved path {path}", self.store.path, "Put the store somewhere else"
-                )
-        if not os.path.isdir(self.store.path):
+                raise BackupError(f"the store lies inside the saved path {path}", self.store.path, "Put the store somewhere else")
+        if not os.path.lexists(self.store.path):
             parent = self.store.path
             while not os.path.lexists(parent):
                 parent = os.path.dirname(parent)
             if not os.path.isdir(parent) or not os.access(parent, os.W_OK | os.X_OK):
                 raise BackupError("the store can't be made here", self.store.path, f"Make it, or allow writing to {parent}")
-        elif not os.access(self.store.path, os.R_OK | os.W_OK | os.X_OK):
+        elif os.path.isdir(self.store.path) and not os.access(self.store.path, os.R_OK | os.W_OK | os.X_OK):
             raise BackupError("the store can't be written to", self.store.path, "Run as its owner, or mend its mode")
+        elif self.store.exists():
+            self.store.open()
         for database in self.source.databases:
             database.require()
 
@@ -174,7 +176,11 @@ class BackupSet(Operation):
         self.suspects = self.store.suspects()
         if sets:
             self.last = sets[-1]
-            self.previous = shards.previous_shards(self.last.shards, self.store.file_list(self.last))
+            try:
+                self.previous = shards.previous_shards(self.last.shards, self.store.file_list(self.last))
+            except BackupError as error:
+                # Everything is read and stored again, so that one damaged file does not end all backups.
+                self.damage = str(error)
 
     def _look(self) -> Survey:
         scanned_ns = time.time_ns()
@@ -204,11 +210,10 @@ class BackupSet(Operation):
 
     def _known_undeclared(self, roots: List[Root]) -> List[str]:
         """Return the undeclared databases of the last set that are still there."""
-        assert self.last is not None
         bases = {root.name: root.base for root in roots}
         paths = [
             os.path.join(bases[image.root], get_text(image.file, "path"))
-            for image in self.last.databases
+            for image in present(self.last).databases
             if not image.declared and image.root in bases
         ]
         declared = {path for database in self.source.databases for path in database.files()}
@@ -221,15 +226,14 @@ class BackupSet(Operation):
             sum(entry.size for entry in scan.saved),
         )
         if scan.skipped:
-            survey.warnings.append(
-                f"{len(scan.skipped)} sockets, FIFOs or devices can't be saved, the first is {scan.skipped[0]}"
-            )
+            survey.warnings.append(f"{len(scan.skipped)} sockets, FIFOs or devices can't be saved, the first is {scan.skipped[0]}")
         for entries, logs in ((scan.saved, False), (scan.logs, True)):
             for group in shards.assign(self.source, root, entries, logs, self.previous):
                 survey.groups.append(group)
                 printed = shards.fingerprint(group.entries)
                 reason = self._shard_reason(group, printed)
                 if reason:
+                    _require_readable(group)
                     survey.reasons[group.id] = reason
                 elif shards.is_settled(group.entries, survey.scanned_ns):
                     survey.prints[group.id] = printed
@@ -245,7 +249,7 @@ class BackupSet(Operation):
         if cached.get("tree") == known.shard.tree and cached.get("fingerprint") == printed:
             return ""
         reason = shards.difference(group.entries, known.records)
-        if reason is None and tree_hash(_read_records(group, known.records)) != known.shard.tree:
+        if reason is None and tree_hash(_read_records(group)) != known.shard.tree:
             reason = "content changed while size and time stayed"
         return reason or ""
 
@@ -294,6 +298,9 @@ class BackupSet(Operation):
             parts.append(f"{len(survey.database_reasons)} databases changed")
         if gone:
             parts.append(f"{len(gone)} shards or databases are gone")
+        if not parts and self.options.verify != "none" and self.store.proof(self.last.id).time is None:
+            # A run that was killed after it published, say. Such a set counts neither for retention nor as the latest.
+            parts.append(f"set {self.last.id} was never verified")
         if not parts:
             # A set that is dated in the future never makes a run think that it was done already.
             age_s = (self.clock.now() - self.last.time).total_seconds()
@@ -350,46 +357,41 @@ class BackupSet(Operation):
         self.store.create()
         begun = self.clock.now()
         codec = archive.writer_codec()
-        assert self.survey is not None
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool, ExitStack() as stack:
+        with ThreadPoolExecutor(max_workers=WORKERS) as pool, ExitStack() as stack:
+            jobs: List[Any] = []
             # A failure must not wait for the work that is still queued.
             stack.callback(lambda: [job.cancel() for job in jobs])
-            jobs: List[Any] = []
             # Databases first: a file without its row does no harm, a row without its file does.
-            survey = self.survey
-            images: Dict[str, Tuple[Live, str, Dict[str, Any]]] = {}
+            survey = present(self.survey)
+            images: Dict[str, Tuple[Live, str]] = {}
             while True:
                 missing = [
-                    live
-                    for live in survey.databases
-                    if live.database.name in survey.database_reasons and live.database.name not in images
+                    live for live in survey.databases if live.database.name in survey.database_reasons and live.database.name not in images
                 ]
                 if not missing:
                     break
-                images.update((live.database.name, self._image(live)) for live in missing)
+                images.update((live.database.name, self._copy(live)) for live in missing)
                 survey = self._look()
             image_jobs = {
-                name: pool.submit(self._store_image, live, plain, facts, codec)
-                for name, (live, plain, facts) in sorted(images.items(), key=lambda item: -item[1][2]["bytes"])
+                name: pool.submit(self._store_image, live, plain, codec)
+                for name, (live, plain) in sorted(images.items(), key=lambda item: -os.path.getsize(item[1][1]))
             }
             dirty = [group for group in survey.groups if group.id in survey.reasons]
-            shard_jobs = {
-                group.id: pool.submit(self._store_shard, group, codec)
-                for group in sorted(dirty, key=lambda group: -group.bytes)
-            }
+            shard_jobs = {group.id: pool.submit(self._store_shard, group, codec) for group in sorted(dirty, key=lambda group: -group.bytes)}
             jobs.extend([*image_jobs.values(), *shard_jobs.values()])
             stored_images = {name: job.result() for name, job in image_jobs.items()}
             stored_shards = {shard_id: job.result() for shard_id, job in shard_jobs.items()}
         self._publish(survey, begun, codec, images, stored_images, stored_shards)
 
-    def _image(self, live: Live) -> Tuple[Live, str, Dict[str, Any]]:
+    def _copy(self, live: Live) -> Tuple[Live, str]:
         plain = self.store.at("tmp", f"{live.database.name}.image")
         # Looked at again: what was committed since the plan is in the image, and must not count as new next time.
-        assert self.survey is not None
-        live = self._live(live.database, live.declared, self.survey.roots, live.database.files()[0])
-        return live, plain, live.database.image(plain)
+        live = self._live(live.database, live.declared, present(self.survey).roots, live.database.files()[0])
+        live.database.copy(plain)
+        return live, plain
 
-    def _store_image(self, live: Live, plain: str, facts: Dict[str, Any], codec: archive.Codec) -> Image:
+    def _store_image(self, live: Live, plain: str, codec: archive.Codec) -> Image:
+        facts = live.database.facts(plain)
         target = f"{plain}.{codec.ending}"
         archive.compress(plain, target, codec, self.options.compression_level)
         os.unlink(plain)
@@ -401,7 +403,7 @@ class BackupSet(Operation):
         return Image(live.database.name, live.database.engine, live.root, live.file, name, stored, facts, live.declared)
 
     def _store_shard(self, group: shards.Group, codec: archive.Codec) -> Optional[Tuple[Shard, List[Record]]]:
-        entries = group.entries
+        entries, words = group.entries, ""
         for attempt in range(ATTEMPTS):
             target = self.store.at("tmp", f"{hashlib.sha256(group.id.encode('utf-8')).hexdigest()[:16]}.{attempt}")
             try:
@@ -448,7 +450,7 @@ class BackupSet(Operation):
         survey: Survey,
         begun: Any,
         codec: archive.Codec,
-        images: Dict[str, Tuple[Live, str, Dict[str, Any]]],
+        images: Dict[str, Tuple[Live, str]],
         stored_images: Dict[str, Image],
         stored_shards: Dict[str, Optional[Tuple[Shard, List[Record]]]],
     ) -> None:
@@ -472,8 +474,7 @@ class BackupSet(Operation):
         databases: List[Image] = []
         for seen in survey.databases:
             name = seen.database.name
-            image = stored_images.get(name) or self._last_image(name)
-            assert image is not None
+            image = stored_images.get(name) or present(self._last_image(name))
             databases.append(image)
             # Taken before the image was: a commit in between counts as new next time.
             live = images[name][0] if name in images else seen
@@ -512,11 +513,11 @@ class BackupSet(Operation):
     # verify ---------------------------------------------------------------------------------------
 
     def verify(self) -> List[Check]:
-        assert self.made is not None
+        made = present(self.made)
         if self.options.verify == "none":
             return []
         started = self.clock.monotonic()
-        manifest = self.store.manifest(self.made.id)
+        manifest = self.store.manifest(made.id)
         # An object that this set took over counts by the proof of the set that it was taken from.
         trusted = self.last is not None and self.store.verified(self.last.id)
         only = self.fresh if trusted else None
@@ -545,7 +546,7 @@ class BackupSet(Operation):
             "reason": self.reason,
             "set": summary(self.store, shown) if shown else None,
             "phases": self.phases,
-            "warnings_": list(self.survey.warnings if self.survey else []) + self._same_disk(),
+            "warnings_": list(self.survey.warnings if self.survey else []) + self._same_disk() + [self.damage] * bool(self.damage),
         }
 
     def _same_disk(self) -> List[str]:
@@ -577,6 +578,15 @@ def summary(store: Store, manifest: Manifest) -> Dict[str, Any]:
     }
 
 
+def _require_readable(group: shards.Group) -> None:
+    if os.geteuid() == 0:
+        return
+    for entry in group.entries:
+        path = os.path.join(group.root.base, entry.path)
+        if entry.type == "file" and os.path.lexists(path) and not os.access(path, os.R_OK):
+            raise BackupError("this file can't be read", path, "Run as a user who may read it (become)")
+
+
 def is_image(path: str, image: Image) -> bool:
     """True when a live SQLite database is byte for byte an image, with nothing beside it that is not in it yet."""
     for ending in ("-wal", "-journal"):
@@ -584,12 +594,7 @@ def is_image(path: str, image: Image) -> bool:
         if beside is not None and beside.size:
             return False
     entry = look("/", path)
-    return (
-        entry is not None
-        and entry.type == "file"
-        and entry.size == image.facts["bytes"]
-        and hash_file(path) == image.facts["sha256"]
-    )
+    return entry is not None and entry.type == "file" and entry.size == image.facts["bytes"] and hash_file(path) == image.facts["sha256"]
 
 
 def _owner(entry: Entry, names: Dict[str, str]) -> Tuple[int, int, str, str]:
@@ -611,9 +616,7 @@ def read_xattrs(path: str) -> Dict[str, str]:
     """Return a path's extended attributes, ACLs among them, base64 by name."""
     try:
         names = os.listxattr(path, follow_symlinks=False)
-        return {
-            name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode("ascii") for name in sorted(names)
-        }
+        return {name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode("ascii") for name in sorted(names)}
     except (FileNotFoundError, NotADirectoryError):
         raise archive.Changed(f"{path} went") from None
     except OSError:
@@ -621,9 +624,7 @@ def read_xattrs(path: str) -> Dict[str, str]:
         return {}
 
 
-def make_records(
-    root: Root, entries: List[Entry], contents: Dict[str, Tuple[int, str, str, str]]
-) -> List[Record]:
+def make_records(root: Root, entries: List[Entry], contents: Dict[str, Tuple[int, str, str, str]]) -> List[Record]:
     """Return the file list's lines for some entries.
 
     :param contents: by path: size, SHA-256, symlink target, and the earlier path that a hard link names
@@ -662,16 +663,24 @@ def _stored_records(group: shards.Group, entries: List[Entry], members: List[arc
             contents[entry.path] = (0, "", member.target, "")
         elif entry.type == "file":
             contents[entry.path] = (member.size, member.sha256, "", member.target)
-            if not group.logs:
-                now = look(group.root.base, entry.path)
-                if now is None or not entry.same_file(now) or member.size != entry.size:
-                    raise archive.Changed(f"{entry.path} changed")
-    return make_records(group.root, entries, contents)
+            if member.size != entry.size and not group.logs:
+                raise archive.Changed(f"{entry.path} changed")
+    records = make_records(group.root, entries, contents)
+    for entry in entries:
+        now = look(group.root.base, entry.path)
+        if entry.type == "dir":
+            # What comes and goes in a folder changes its times, which a restore takes from here.
+            same = now is not None and (entry.mode, entry.uid, entry.gid) == (now.mode, now.uid, now.gid)
+        else:
+            same = group.logs or (now is not None and entry.same_file(now))
+        if not same:
+            raise archive.Changed(f"{entry.path} changed")
+    return records
 
 
-def _read_records(group: shards.Group, known: List[Record]) -> List[Record]:
+def _read_records(group: shards.Group) -> List[Record]:
     """Return the lines that the members would have now, reading their content."""
-    links = {get_text(value, "path"): get_text(value, "link") for value in known}
+    firsts: Dict[Tuple[int, int], str] = {}
     contents: Dict[str, Tuple[int, str, str, str]] = {}
     try:
         for entry in group.entries:
@@ -679,15 +688,15 @@ def _read_records(group: shards.Group, known: List[Record]) -> List[Record]:
             if entry.type == "symlink":
                 contents[entry.path] = (0, "", os.readlink(path), "")
             elif entry.type == "file":
-                contents[entry.path] = (entry.size, hash_file(path), "", links.get(entry.path, ""))
+                # As tar does, which names the first member that is the same inode.
+                first = firsts.setdefault((entry.device, entry.inode), entry.path)
+                contents[entry.path] = (entry.size, hash_file(path), "", first if first != entry.path else "")
         return make_records(group.root, group.entries, contents)
     except (FileNotFoundError, archive.Changed):
         # Gone since the scan: certainly not what the last set holds.
         return []
     except PermissionError as error:
-        raise BackupError(
-            "this file can't be read", error.filename, "Run as a user who may read it (become)"
-        ) from None
+        raise BackupError("this file can't be read", error.filename, "Run as a user who may read it (become)") from None
 
 
 def restore_script(manifest: Manifest) -> str:
@@ -702,7 +711,7 @@ def restore_script(manifest: Manifest) -> str:
         "# As root, owners are restored too. Nothing outside of that folder is touched.",
         "set -eu",
         "umask 077",
-        'to=${1:?usage: sh restore.sh FOLDER}',
+        "to=${1:?usage: sh restore.sh FOLDER}",
         'here=$(cd "$(dirname "$0")" && pwd)',
         'mkdir -p "$to"',
         'if [ -n "$(ls -A "$to")" ]; then echo "$to is not empty" >&2; exit 1; fi',
@@ -710,22 +719,28 @@ def restore_script(manifest: Manifest) -> str:
         'cd "$here"',
         "sha256sum --quiet --check SHA256SUMS",
         "unpack() {",
-        '    tar --extract --preserve-permissions --sparse --acls --xattrs "--xattrs-include=*" \\',
-        '        --delay-directory-restore --directory="$to/$1" --file=-',
+        '    tar --extract --blocking-factor=512 --preserve-permissions --sparse --acls --xattrs "--xattrs-include=*" \\',
+        '        --delay-directory-restore --warning=no-timestamp --directory="$to/$1" --file=-',
         "}",
     ]
     for name in sorted(manifest.roots):
         lines.append(f'mkdir -p "$to"/{shlex.quote(name)}')
+    for image in manifest.databases:
+        source = f"../../objects/{image.object[:2]}/{image.object}"
+        path, file = get_text(image.file, "path"), image.file
+        target = os.path.join(image.root, path) if image.root else os.path.join("databases", image.name, os.path.basename(path))
+        quoted, second = f'"$to"/{shlex.quote(target)}', divmod(file["mtime_ns"], 10**9)
+        lines.append(f'mkdir -p "$to"/{shlex.quote(os.path.dirname(target))}')
+        lines.append(f"{decompress(image.object)} <{source} >{quoted}")
+        owners = [f"{file['user']}:{file['group']}"] * bool(file["user"] and file["group"]) + [f"{file['uid']}:{file['gid']}"]
+        chown = " || ".join(f"chown {shlex.quote(owner)} {quoted} 2>/dev/null" for owner in owners)
+        lines.append(f'if [ "$(id -u)" = 0 ]; then {chown}; fi')
+        lines.append(f"chmod {file['mode']:04o} {quoted}")
+        lines.append(f"touch --date=@{second[0]}.{second[1]:09d} {quoted}")
+    # Last the shards of folders, which set their modes and times.
     for shard in restore_order(manifest.shards):
         source = f"../../objects/{shard.object[:2]}/{shard.object}"
         lines.append(f"{decompress(shard.object)} <{source} | unpack {shlex.quote(shard.root)}")
-    for image in manifest.databases:
-        source = f"../../objects/{image.object[:2]}/{image.object}"
-        path = get_text(image.file, "path")
-        target = os.path.join(image.root, path) if image.root else os.path.join("databases", os.path.basename(path))
-        if not image.root:
-            lines.append('mkdir -p "$to"/databases')
-        lines.append(f'{decompress(image.object)} <{source} >"$to"/{shlex.quote(target)}')
     lines.append(f'echo "set {manifest.id} is in $to"')
     return "\n".join(lines) + "\n"
 

@@ -67,10 +67,17 @@ class Swap:
         """Swap back, also from the middle of a swap in three renames; nothing to do is fine. Raises :class:`OSError`."""
         if self.is_undone():
             return
-        if inode(self.spare) is not None:
+        spare = inode(self.spare)
+        if spare is not None and spare == self.live_inode:
+            # In the middle of the way there.
             if inode(self.live) is not None:
-                move_new(self.live, self.staged)
-            move_new(self.spare, self.live)
+                _move(self.live, self.staged)
+            _move(self.spare, self.live)
+        elif spare is not None and spare == self.staged_inode:
+            # In the middle of the way back.
+            if inode(self.live) is None:
+                _move(self.staged, self.live)
+            _move(self.spare, self.staged)
         elif self.is_done():
             self._swap(self.staged_inode, self.live_inode)
         else:
@@ -83,9 +90,9 @@ class Swap:
 
     def _swap(self, live_inode: Optional[int], staged_inode: Optional[int]) -> None:
         if staged_inode is None:
-            move_new(self.live, self.staged)
+            _move(self.live, self.staged)
         elif live_inode is None:
-            move_new(self.staged, self.live)
+            _move(self.staged, self.live)
         else:
             try:
                 exchange(self.live, self.staged)
@@ -99,7 +106,7 @@ class Swap:
 
     def sync(self) -> None:
         """Make the names durable."""
-        for folder in {os.path.dirname(self.live), os.path.dirname(self.staged)}:
+        for folder in sorted({os.path.dirname(self.live), os.path.dirname(self.staged)}):
             fsync_dir(folder)
 
     def as_json(self) -> Dict[str, Any]:
@@ -152,11 +159,21 @@ def _step_from_json(value: Dict[str, Any]) -> Step:
     return Carry(live, staged) if "carry" in value else Swap(live, staged, value["live_inode"], value["staged_inode"])
 
 
+def _move(source: str, target: str) -> None:
+    """Rename to a name that must be free, also on a file system that can't promise that. Raises :class:`OSError`."""
+    try:
+        move_new(source, target)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE or os.path.lexists(target):
+            raise
+        os.rename(source, target)
+
+
 def _move_keeping_time(source: str, target: str) -> None:
     """Move a name without changing the times of the two folders: they are part of what is restored."""
     folders = [os.path.dirname(source), os.path.dirname(target)]
     times = [os.stat(folder) for folder in folders]
-    move_new(source, target)
+    _move(source, target)
     for folder, state in zip(folders, times):
         os.utime(folder, ns=(state.st_atime_ns, state.st_mtime_ns))
         fsync_dir(folder)
@@ -180,13 +197,20 @@ class Journal:
             value = read_json(path)
         except FileNotFoundError:
             return None
-        return cls(
-            path,
-            value["set"],
-            value["phase"],
-            [get_text(stage, "path") for stage in value["stages"]],
-            [_step_from_json(step) for step in value["steps"]],
-        )
+        try:
+            return cls(
+                path,
+                value["set"],
+                value["phase"],
+                [get_text(stage, "path") for stage in value["stages"]],
+                [_step_from_json(step) for step in value["steps"]],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BackupError(
+                f"the record of the last restore is damaged ({error!r})",
+                path,
+                "See that the live state is whole, move this file away, and run again",
+            ) from None
 
     def write(self, phase: str) -> None:
         """Record a phase, durably."""

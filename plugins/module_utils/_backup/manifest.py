@@ -99,9 +99,7 @@ class Manifest(NamedTuple):
         value = dict(value)
         version = value.pop("format", None)
         if version != VERSION:
-            raise BackupError(
-                f"the set is of format {version}, this collection reads {VERSION}", path, "Use the collection that wrote it"
-            )
+            raise BackupError(f"the set is of format {version}, this collection reads {VERSION}", path, "Use the collection that wrote it")
         try:
             value.update(
                 time=parse_rfc3339(value["time"]),

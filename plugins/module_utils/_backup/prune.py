@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Set
 
 from .._core.clock import Clock
+from .._core.errors import present
 from .._core.files import fsync_dir, remove_tree
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
@@ -28,9 +29,7 @@ class Prune(Operation):
     :param delete_more_than_half: allow a run that takes away more than half of the days that have a verified set
     """
 
-    def __init__(
-        self, store: Store, policy: Policy, delete_more_than_half: bool, clock: Clock, lock_timeout_s: float
-    ) -> None:
+    def __init__(self, store: Store, policy: Policy, delete_more_than_half: bool, clock: Clock, lock_timeout_s: float) -> None:
         self.store = store
         self.policy = policy
         self.delete_more_than_half = delete_more_than_half
@@ -114,9 +113,9 @@ class Prune(Operation):
         return [Check("no kept set needs a deleted object", not lost, ", ".join(lost[:3]))]
 
     def result(self) -> Dict[str, Any]:
-        assert self.decision is not None
+        decision = present(self.decision)
         return {
-            "kept": [{"id": key, "reasons": value} for key, value in sorted(self.decision.kept.items(), reverse=True)],
-            "deleted": [{"id": key, "reason": value} for key, value in sorted(self.decision.deleted.items(), reverse=True)],
+            "kept": [{"id": key, "reasons": value} for key, value in sorted(decision.kept.items(), reverse=True)],
+            "deleted": [{"id": key, "reason": value} for key, value in sorted(decision.deleted.items(), reverse=True)],
             "freed_bytes": self.freed,
         }

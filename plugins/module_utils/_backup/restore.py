@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock
-from .._core.files import free_bytes, fsync_dir, human_size, is_out_of_space, make_dir, remove_tree, sync_filesystem
+from .._core.errors import present
+from .._core.files import free_bytes, fsync_dir, hash_file, human_size, is_out_of_space, make_dir, remove_tree, sync_filesystem
 from .._core.lock import flock
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
@@ -25,7 +26,7 @@ from .errors import BackupError
 from .exchange import COMMITTED, EXCHANGING, ROLLED_BACK, ROLLING_BACK, STAGED, Carry, Journal, Step, Swap, inode
 from .manifest import Image, Manifest, Record, get_text
 from .source import STAGING, Entry, Root, Source, is_below, look
-from .store import Store, hash_file
+from .store import Store
 from .verify import ImageCheckers
 
 PARTIAL = ".partial"
@@ -99,10 +100,18 @@ class Restore(Operation):
         self.records: List[Record] = []
         self.targets: List[Target] = []
         self.placed: List[Placed] = []
+        self.log_shards: Set[str] = set()
         self.recovered = ""
         self.warnings: List[str] = []
         self.phases: Dict[str, float] = {}
         self._ids: Dict[str, int] = {}
+        for name, path in source.targets.items():
+            if is_below(os.path.realpath(state_dir), path):
+                raise BackupError(
+                    f"the folder for the record of restores lies inside {name}, which a restore exchanges",
+                    state_dir,
+                    "Name a state_dir outside of what is saved",
+                )
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -132,7 +141,7 @@ class Restore(Operation):
 
     def _plan_rollback(self, plan: Plan) -> None:
         journal = self.journal
-        if journal is None or journal.phase in (STAGED, EXCHANGING):
+        if journal is None or journal.phase == STAGED:
             raise BackupError("there is no restore to go back from", self.state_dir, "Nothing has to be done")
         if journal.phase == COMMITTED:
             for step in journal.steps:
@@ -146,10 +155,9 @@ class Restore(Operation):
                     plan.add("put back", step.live, f"the state before set {journal.set_id} was restored")
 
     def _plan_purge(self, plan: Plan) -> None:
-        if self.journal is not None:
-            for stage in self._stages():
-                if os.path.lexists(stage):
-                    plan.add("remove", stage, "kept aside by a restore")
+        for stage in self._stages():
+            if os.path.lexists(stage):
+                plan.add("remove", stage, "staged or kept aside by a restore")
 
     def _stages(self) -> List[str]:
         """Return all folders with staged or old state beside the targets, of earlier restores too."""
@@ -179,6 +187,10 @@ class Restore(Operation):
                     self.store.path,
                     "Name another set",
                 )
+        self.log_shards = {shard.id for shard in manifest.shards if shard.logs}
+        damage = self.store.set_damage(manifest)
+        if damage:
+            raise BackupError(f"set {manifest.id} is damaged: {damage[0]}", self.store.path, "Name another set")
         self.records = self.store.file_list(manifest)
         self._place(manifest)
         self._check_targets()
@@ -239,9 +251,7 @@ class Restore(Operation):
                 staged = os.path.join(home.staged, os.path.relpath(live, home.live))
                 self.placed.append(Placed(image, live, staged, ""))
             else:
-                stage = os.path.join(
-                    os.path.dirname(live), STAGING, self._label(), f"{manifest.id}-database-{image.name}{ending}"
-                )
+                stage = os.path.join(os.path.dirname(live), STAGING, self._label(), f"{manifest.id}-database-{image.name}{ending}")
                 self.placed.append(Placed(image, live, os.path.join(stage, os.path.basename(live)), stage))
 
     def _check_targets(self) -> None:
@@ -304,16 +314,19 @@ class Restore(Operation):
 
     def _wanted(self, target: Target, logs: bool) -> Iterator[Tuple[str, Record]]:
         """Yield the file list's lines for a target, by path relative to its base."""
-        log_shards = {shard.id for shard in self._set().shards if shard.logs}
+        spared = [*self.source.logs, *self.source.volatile]
         for value in self.records:
-            if value["root"] == target.name and (logs or value["shard"] not in log_shards):
+            if value["root"] == target.name and (logs or value["shard"] not in self.log_shards):
                 path = get_text(value, "path")
+                full = os.path.join(target.live, path)
+                if not logs and any(full == other or is_below(full, other) for other in spared):
+                    # Declared as such only after the set was made.
+                    continue
                 # A single file may have another name here than where it was saved.
                 yield (os.path.basename(target.live) if target.is_file else path), value
 
     def _set(self) -> Manifest:
-        assert self.manifest is not None
-        return self.manifest
+        return present(self.manifest)
 
     def _difference(self, target: Target) -> str:
         """Say how the live state differs from the set; empty when it does not. Logs do not count."""
@@ -334,9 +347,7 @@ class Restore(Operation):
             wrong = [path for path in sorted(wanted) if self._wrong(root.base, path, wanted[path], live[path], wanted, True)]
         return f"{len(wrong)} paths differ" if wrong else ""
 
-    def _wrong(
-        self, base: str, path: str, value: Record, entry: Optional[Entry], wanted: Dict[str, Record], deep: bool
-    ) -> str:
+    def _wrong(self, base: str, path: str, value: Record, entry: Optional[Entry], wanted: Dict[str, Record], deep: bool) -> str:
         """Say what is wrong with a path on disk; empty when it is what the file list says.
 
         :param deep: read its content and extended attributes too
@@ -349,7 +360,8 @@ class Restore(Operation):
             return f"it has {entry.size} bytes, not {value['size']}"
         if entry.mode != value["mode"] and entry.type != "symlink":
             return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
-        if entry.mtime_ns != value["mtime_ns"]:
+        # A log that was written to while it was read has the time of that moment.
+        if entry.mtime_ns != value["mtime_ns"] and value["shard"] not in self.log_shards:
             return f"it was modified at {entry.mtime_ns} ns, not at {value['mtime_ns']} ns"
         if os.geteuid() == 0 and (entry.uid, entry.gid) != self._owner_ids(value):
             return f"it belongs to {entry.uid}:{entry.gid}, not to {self._owner_ids(value)}"
@@ -449,15 +461,18 @@ class Restore(Operation):
                     "Free space there and run again",
                 ) from None
             raise
-        for partial, final in zip(partials, finals):
+        for final in finals:
             if os.path.lexists(final):
                 # An earlier restore of this set keeps its old state here: that moves aside, it is never lost.
                 os.rename(final, f"{final}.{self.clock.now().strftime('%Y%m%dT%H%M%SZ')}-{self.clock.token()}")
-            os.rename(partial, final)
-            fsync_dir(os.path.dirname(final))
+                fsync_dir(os.path.dirname(final))
         self._place(manifest)
+        # From here on what has the final names is ours to remove; it counts as staged once all of them are there.
         self.journal = Journal(self.journal_path, manifest.id, STAGED, finals, [])
         self.journal.write(STAGED)
+        for partial, final in zip(partials, finals):
+            os.rename(partial, final)
+            fsync_dir(os.path.dirname(final))
 
     def _stage_folders(self) -> List[str]:
         return [target.stage for target in self.targets] + [placed.stage for placed in self.placed if placed.stage]
@@ -502,9 +517,7 @@ class Restore(Operation):
         archive.decompress(self.store.object_path(name), placed.staged)
         wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
         if wrong:
-            raise BackupError(
-                f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set"
-            )
+            raise BackupError(f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
         value = placed.image.file
         if os.geteuid() == 0:
             os.chown(placed.staged, *self._owner_ids(value))
@@ -551,8 +564,7 @@ class Restore(Operation):
 
     def _exchange(self) -> None:
         self._require_unused()
-        journal = self.journal
-        assert journal is not None
+        journal = present(self.journal)
         steps: List[Step] = []
         for target in self.targets:
             for kept in self._kept(target):
@@ -599,8 +611,7 @@ class Restore(Operation):
             )
 
     def _roll_back(self) -> None:
-        journal = self.journal
-        assert journal is not None
+        journal = present(self.journal)
         if journal.phase == COMMITTED:
             self._require_unused()
             journal.write(ROLLING_BACK)
@@ -624,7 +635,7 @@ class Restore(Operation):
         if self.state == "purged":
             left = [stage for stage in self._stages() if os.path.lexists(stage)]
             return [Check("nothing is kept aside", not left, ", ".join(left))]
-        assert journal is not None
+        journal = present(journal)
         if self.state == "rolled_back":
             wrong = [step.live for step in journal.steps if not step.is_undone()]
             return [Check("the state before the restore is live", not wrong, ", ".join(wrong))]

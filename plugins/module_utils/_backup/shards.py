@@ -49,9 +49,7 @@ def previous_shards(shards: List[Shard], records: List[Record]) -> Dict[str, Pre
     return found
 
 
-def assign(
-    source: Source, root: Root, entries: List[Entry], logs: bool, previous: Dict[str, Previous]
-) -> List[Group]:
+def assign(source: Source, root: Root, entries: List[Entry], logs: bool, previous: Dict[str, Previous]) -> List[Group]:
     """Sort a root's entries into shards.
 
     A file stays in the shard it was in; a new one joins its group's last shard while that has room. Folders, symlinks and

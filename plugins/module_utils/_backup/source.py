@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -14,6 +15,9 @@ from .errors import BackupError
 
 STAGING = ".opskit-restore"
 """Name of the folder beside a restored path in which its copy is staged and its old state is kept; never saved."""
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
+"""Names of paths and databases become parts of file names."""
 
 SQLITE_MAGIC = b"SQLite format 3\0"
 
@@ -98,6 +102,12 @@ class Source:
     def _check_names(self) -> None:
         if not self.targets:
             raise BackupError("no path is named that could be saved", todo="Name at least one under paths")
+        for name in [*self.targets, *(database.name for database in self.databases)]:
+            if not NAME.match(name):
+                raise BackupError(
+                    f"{name!r} is no name for a path or database",
+                    todo="Use letters, digits, dots, hyphens and underscores, with a letter or digit first",
+                )
         seen: Dict[str, str] = {}
         for name, path in self.targets.items():
             if path in seen:
@@ -204,7 +214,7 @@ def _list(folder: str) -> Iterator[Tuple[str, str, os.stat_result]]:
                     continue
     except PermissionError:
         raise BackupError("this folder can't be read", folder, "Run as a user who may read it (become)") from None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         # It went while its parent was read; the next look at its parent does not see it.
         return
 

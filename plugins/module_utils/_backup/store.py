@@ -17,7 +17,7 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
 from .._core import command
 from .._core.clock import Clock, parse_rfc3339, rfc3339
 from .._core.errors import OpskitError
-from .._core.files import fsync_dir, make_dir, publish, publish_json, read_json, remove_tree
+from .._core.files import fsync_dir, hash_file, make_dir, publish, publish_json, read_json, remove_tree
 from .._core.lock import flock
 from . import archive
 from .errors import BackupError
@@ -25,6 +25,7 @@ from .manifest import VERSION, Manifest, Record, dump_records, load_records
 
 FORMAT = "opskit-backup-store"
 SET_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}\Z")
+FOLDERS = ("objects", "sets", "proofs", "bad", "trash", "tmp", "cache")
 LEVELS = ("none", "stored", "content")
 """How far a set was proven, in rising order."""
 
@@ -76,14 +77,15 @@ class Store:
         return os.path.join(self.path, *parts)
 
     def exists(self) -> bool:
-        """True when there is a store here; an empty folder is none."""
+        """True when there is a store here; an empty folder is none, nor is what a run left that died while making one."""
         if not os.path.isdir(self.path):
             if os.path.lexists(self.path):
                 raise BackupError("the store has to be a folder, but something else is here", self.path, "Name another place")
             return False
         if os.path.exists(self.at("FORMAT")):
             return True
-        if any(name not in ("lock", "lost+found") for name in os.listdir(self.path)):
+        names = [name for name in os.listdir(self.path) if name not in ("lock", "lost+found", "README.txt") and ".tmp." not in name]
+        if any(name not in FOLDERS or os.listdir(self.at(name)) for name in names):
             raise BackupError("this folder is not empty and holds no backup store", self.path, "Name another place")
         return False
 
@@ -92,7 +94,7 @@ class Store:
         if not self.exists():
             raise BackupError("there is no backup store here", self.path, "Mend the path, or make a first backup")
         value = read_json(self.at("FORMAT"))
-        if not isinstance(value, dict) or value.get("format") != FORMAT:
+        if not isinstance(value, dict) or value.get("format") != FORMAT or not value.get("uuid"):
             raise BackupError("the file FORMAT is not that of a backup store", self.path, "Name another place")
         if value.get("version") != VERSION:
             raise BackupError(
@@ -111,7 +113,7 @@ class Store:
     def create(self) -> None:
         """Make the store if it is not there; then open it."""
         make_dir(self.path)
-        for name in ("objects", "sets", "proofs", "bad", "trash", "tmp", "cache"):
+        for name in FOLDERS:
             make_dir(self.at(name))
         if not self.exists_format():
             with publish(self.at("README.txt")) as stream:
@@ -149,7 +151,14 @@ class Store:
         path = self.at("sets", set_id, "manifest.json")
         if not SET_ID.match(set_id) or not os.path.exists(path):
             raise BackupError(f"there is no set {set_id}", self.path, "List the sets with backup_set_info")
-        return Manifest.from_json(read_json(path), path)
+        try:
+            return Manifest.from_json(read_json(path), path)
+        except OpskitError as error:
+            raise BackupError(
+                f"the manifest of set {set_id} can't be read ({error.what})",
+                path,
+                "Move the folder of this set out of the store and run again; other sets do not need it",
+            ) from None
 
     def find(self, which: str) -> Manifest:
         """Return the set that an operator names.
@@ -185,6 +194,28 @@ class Store:
             data = stream.read()
         return load_records(data, path)
 
+    def set_damage(self, manifest: Manifest) -> List[str]:
+        """Say what is wrong with the files of a set's own folder; reads them, but no object."""
+        wrong: List[str] = []
+        folder = self.at("sets", manifest.id)
+        listed: Dict[str, str] = {}
+        try:
+            with open(os.path.join(folder, "SHA256SUMS"), encoding="utf-8") as stream:
+                for line in stream:
+                    value, _spaces, name = line.rstrip("\n").partition("  ")
+                    listed[name] = value
+            names = {"manifest.json", "restore.sh", os.path.basename(self.list_path(manifest.id))}
+            wrong.extend(
+                f"{name} is not what was written" for name in sorted(names) if hash_file(os.path.join(folder, name)) != listed.get(name)
+            )
+        except (FileNotFoundError, ValueError) as error:
+            return [f"SHA256SUMS can't be read ({error})"]
+        if {name.rpartition("/")[2] for name in set(listed) - names} != set(manifest.objects):
+            wrong.append("SHA256SUMS lists other objects than the manifest")
+        if manifest.store != self.uuid or manifest.application != self.application:
+            wrong.append("it was made for another store")
+        return wrong
+
     def list_path(self, set_id: str) -> str:
         """Return where a set's file list lies."""
         for codec in (archive.ZSTD, archive.GZIP):
@@ -198,9 +229,7 @@ class Store:
         folder = self.at("tmp", manifest.id)
         os.mkdir(folder, 0o700)
         name = f"files.jsonl.{codec.ending}"
-        done = subprocess.run(
-            command.bound(codec.compress(3, 0)), input=dump_records(records), stdout=subprocess.PIPE, check=True
-        )
+        done = subprocess.run(command.bound(codec.compress(3, 0)), input=dump_records(records), stdout=subprocess.PIPE, check=True)
         sums = {}
 
         def put(name: str, data: bytes) -> None:
@@ -262,8 +291,12 @@ class Store:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".json")) if os.path.isdir(folder) else []
         if not names:
             return NO_PROOF
-        value = read_json(os.path.join(folder, names[-1]))
-        return Proof(value["level"], value["ok"], parse_rfc3339(value["time"]), value["failures"])
+        path = os.path.join(folder, names[-1])
+        try:
+            value = read_json(path)
+            return Proof(value["level"], value["ok"], parse_rfc3339(value["time"]), value["failures"])
+        except (OpskitError, KeyError, TypeError, ValueError) as error:
+            raise BackupError(f"this proof is damaged ({error})", path, "Remove it and verify the set again") from None
 
     def verified(self, set_id: str) -> bool:
         """True when the newest proof says that the set's content is what was backed up."""
@@ -290,15 +323,16 @@ class Store:
         publish_json(self.at("proofs", set_id, f"{number:06d}-{now.strftime('%Y%m%dT%H%M%SZ')}.json"), value)
 
     def suspects(self) -> Set[str]:
-        """Return the names of the objects that a set's newest proof found damaged."""
-        if not os.path.isdir(self.at("proofs")):
-            return set()
-        return {
-            failure["object"]
-            for set_id in os.listdir(self.at("proofs"))
-            for failure in self.proof(set_id).failures
-            if failure.get("object")
-        }
+        """Return the names of the objects that a set's newest proof found damaged, and that no later proof found whole."""
+        verdicts = [(manifest, self.proof(manifest.id)) for manifest in self.sets()]
+        found: Set[str] = set()
+        for _manifest, bad in verdicts:
+            healed: Set[str] = set()
+            for manifest, good in verdicts:
+                if good.ok and good.time and bad.time and good.time > bad.time and LEVELS.index(good.level) >= LEVELS.index(bad.level):
+                    healed.update(manifest.objects)
+            found.update(failure["object"] for failure in bad.failures if failure["object"] not in healed)
+        return found - {""}
 
     # cache ----------------------------------------------------------------------------------------
 
@@ -313,14 +347,3 @@ class Store:
     def write_cache(self, value: Dict[str, Dict[str, str]]) -> None:
         """Keep the fingerprints."""
         publish_json(self.at("cache", "fingerprints.json"), value)
-
-
-def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as stream:
-        while True:
-            chunk = stream.read(archive.CHUNK)
-            if not chunk:
-                return digest.hexdigest()
-            digest.update(chunk)

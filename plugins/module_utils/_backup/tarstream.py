@@ -36,13 +36,13 @@ class Member(NamedTuple):
     """Where a symlink points, or the earlier member that a hard link names."""
 
 
-def read_members(read: Callable[[int], bytes]) -> Iterator[Member]:
+def read_members(readinto: Callable[[memoryview], int]) -> Iterator[Member]:
     """Read an archive to the end of its stream and yield its members.
 
-    :param read: returns up to so many bytes, none at the end
+    :param readinto: fills a part of a buffer and returns how many bytes, 0 at the end
     Raises :class:`BackupError` when this is no whole archive, or holds what a set never holds.
     """
-    stream = _Stream(read)
+    stream = _Stream(readinto)
     contents: Dict[str, Tuple[int, str]] = {}
     extended: Dict[str, bytes] = {}
     while True:
@@ -81,40 +81,47 @@ def read_members(read: Callable[[int], bytes]) -> Iterator[Member]:
             raise BackupError(f"an archive holds a member of type {kind!r}, which a set never holds", path)
         extended = {}
     # What follows the end mark (padding to a record) belongs to the stream too.
-    while read(CHUNK):
+    while stream.fill():
         pass
 
 
 class _Stream:
-    """Exact reads from a stream that gives what it has."""
+    """Exact reads from a stream that gives what it has, through one buffer that is used again and again."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
-        self.read = read
-        self.data = b""
+    def __init__(self, readinto: Callable[[memoryview], int]) -> None:
+        self.readinto = readinto
+        self.buffer = memoryview(bytearray(CHUNK))
         self.position = 0
+        self.end = 0
+
+    def fill(self) -> int:
+        """Replace what is in the buffer; returns how many bytes there are now."""
+        self.position = 0
+        self.end = self.readinto(self.buffer)
+        return self.end
 
     def pieces(self, size: int) -> Iterator[memoryview]:
-        """Yield the next bytes in pieces, without copying them."""
+        """Yield the next bytes in pieces; each is good until the next one is asked for."""
         while size:
-            if self.position == len(self.data):
-                self.data = self.read(CHUNK)
-                self.position = 0
-                if not self.data:
-                    raise BackupError("the archive ends in the middle")
-            end = min(self.position + size, len(self.data))
-            yield memoryview(self.data)[self.position : end]
+            if self.position == self.end and not self.fill():
+                raise BackupError("the archive ends in the middle")
+            end = min(self.position + size, self.end)
+            piece = self.buffer[self.position : end]
             size -= end - self.position
             self.position = end
+            yield piece
 
     def take(self, size: int) -> bytes:
+        """Return the next bytes."""
         end = self.position + size
-        if end <= len(self.data):
-            piece = self.data[self.position : end]
+        if end <= self.end:
+            piece = bytes(self.buffer[self.position : end])
             self.position = end
             return piece
-        return b"".join(self.pieces(size))
+        return b"".join(bytes(piece) for piece in self.pieces(size))
 
     def skip_padding(self, size: int) -> None:
+        """Pass over what fills the last block."""
         self.take(-size % BLOCK)
 
 

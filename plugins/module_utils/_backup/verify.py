@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +14,13 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 
 from .._core.clock import Clock
 from .._core.errors import OpskitError
-from .._core.files import free_bytes, human_size
+from .._core.files import free_bytes, hash_file, human_size
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from . import archive
 from .errors import BackupError
 from .manifest import Image, Manifest, Record, Shard, get_text
-from .store import Store, hash_file
+from .store import LEVELS, Store
 
 ImageCheckers = Mapping[str, Callable[[str, Dict[str, Any]], List[Check]]]
 """By engine: looks at the image at a path with the engine's own means and compares it with its facts."""
@@ -42,8 +43,9 @@ def verify_objects(
         by_shard: Dict[str, List[Record]] = {}
         for value in store.file_list(manifest):
             by_shard.setdefault(value["shard"], []).append(value)
-    except (OpskitError, OSError) as error:
+    except BackupError as error:
         return [{"object": "", "reason": f"file list: {error}"}], 0
+    failures.extend({"object": "", "reason": reason} for reason in store.set_damage(manifest))
     wanted = {name for name in manifest.objects if only is None or name in only}
     for name, size in sorted(manifest.objects.items()):
         if not store.has_object(name, size):
@@ -56,7 +58,12 @@ def verify_objects(
             if hash_file(store.object_path(name)) != name.split(".")[0]:
                 return [{"object": name, "reason": f"object {name} is damaged (its hash is not its name)"}]
             found = content() if content else []
-        except (OpskitError, OSError) as error:
+        except BackupError as error:
+            found = [str(error)]
+        except OSError as error:
+            # A disk that can't be read is damage. A full one, missing rights or a missing program say nothing about the object.
+            if error.errno != errno.EIO:
+                raise
             found = [str(error)]
         return [{"object": name, "reason": reason} for reason in found]
 
@@ -103,9 +110,11 @@ def compare_members(members: List[archive.Member], records: List[Record]) -> Lis
 
 def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callable[[], List[str]]:
     def run() -> List[str]:
+        if image.engine not in checkers:
+            raise BackupError(f"database {image.name} is of the engine {image.engine}, which is not known here")
         need, free = image.facts["bytes"], free_bytes(store.at("tmp"))
         if need > free:
-            raise BackupError(
+            raise OpskitError(
                 f"reading the database {image.name} back needs {human_size(need)} here, {human_size(free)} are free",
                 store.at("tmp"),
                 "Free space and verify again",
@@ -138,9 +147,7 @@ class VerifySets(Operation):
     :param which: a set's id, ``latest`` (the newest set), or ``all``
     """
 
-    def __init__(
-        self, store: Store, which: str, level: str, clock: Clock, checkers: ImageCheckers, lock_timeout_s: float
-    ) -> None:
+    def __init__(self, store: Store, which: str, level: str, clock: Clock, checkers: ImageCheckers, lock_timeout_s: float) -> None:
         self.store = store
         self.which = which
         self.level = level
@@ -165,7 +172,7 @@ class VerifySets(Operation):
             before = self.store.proof(manifest.id)
             if failures and before.ok:
                 plan.add("record proof", manifest.id, f"failed: {failures[0]['reason']}")
-            elif not failures and (not before.ok or _rank(before.level) < _rank(self.level)):
+            elif not failures and (not before.ok or LEVELS.index(before.level) < LEVELS.index(self.level)):
                 plan.add("record proof", manifest.id, f"{self.level} verified, before: {before.level if before.ok else 'failed'}")
         return plan
 
@@ -181,7 +188,7 @@ class VerifySets(Operation):
         # A weaker look that found nothing takes nothing away from a stronger one before it, which stays the newest.
         for manifest, failures, read in self.verdicts:
             before = self.store.proof(manifest.id)
-            if failures or not before.ok or _rank(self.level) >= _rank(before.level):
+            if failures or not before.ok or LEVELS.index(self.level) >= LEVELS.index(before.level):
                 self.store.write_proof(manifest.id, self.level, failures, self.clock, read)
         self.recorded = True
 
@@ -209,11 +216,6 @@ class VerifySets(Operation):
     def result(self) -> Dict[str, Any]:
         return {
             "sets": [
-                {"id": item.manifest.id, "level": self.level, "ok": not item.failures, "failures": item.failures}
-                for item in self.verdicts
+                {"id": item.manifest.id, "level": self.level, "ok": not item.failures, "failures": item.failures} for item in self.verdicts
             ]
         }
-
-
-def _rank(level: str) -> int:
-    return ("none", "stored", "content").index(level)

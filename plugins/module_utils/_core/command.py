@@ -56,9 +56,7 @@ def start(
     cwd: Optional[str] = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program that is bound to this process."""
-    return subprocess.Popen(
-        bound(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env or environment(), cwd=cwd
-    )
+    return subprocess.Popen(bound(argv), stdin=stdin, stdout=stdout, stderr=stderr, env=env or environment(), cwd=cwd)
 
 
 def run(

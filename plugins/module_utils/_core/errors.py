@@ -5,6 +5,10 @@
 
 from __future__ import annotations
 
+from typing import Optional, TypeVar
+
+T = TypeVar("T")
+
 
 class OpskitError(Exception):
     """Something an operator can cause or mend: what failed, where, and what to do next.
@@ -23,3 +27,10 @@ class OpskitError(Exception):
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}." if self.where else f"{self.what}."
         return f"{text} {self.todo}." if self.todo else text
+
+
+def present(value: Optional[T]) -> T:
+    """Return a value that an earlier step has set; :class:`RuntimeError` is a mistake in this program."""
+    if value is None:
+        raise RuntimeError("a step was taken before the one that it builds on")
+    return value

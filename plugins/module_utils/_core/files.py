@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import os
 import stat
@@ -128,6 +129,15 @@ def remove_tree(path: str) -> None:
             else:
                 os.unlink(entry.path)
     os.rmdir(path)
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as stream:
+        for chunk in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def free_bytes(path: str) -> int:

@@ -33,11 +33,11 @@ class DatabaseSource(Protocol):
         One that is written at this very moment gives a digest that never comes again.
         """
 
-    def image(self, target: str) -> Dict[str, Any]:
-        """Write a consistent image to a new file, fsynced, mode 0600, and return its facts.
+    def copy(self, target: str) -> None:
+        """Write a consistent image to a new file, mode 0600."""
 
-        Facts are plain JSON: ``bytes``, ``sha256`` of the image, ``rows`` by table, ``schema`` and what else the engine knows.
-        """
+    def facts(self, image: str) -> Dict[str, Any]:
+        """Return what is to be remembered of an image: plain JSON, ``bytes`` and ``sha256`` and what the engine knows."""
 
     def check_image(self, path: str, facts: Dict[str, Any]) -> List[Check]:
         """Look at an image with the engine's own means and compare it with the facts. Changes nothing."""

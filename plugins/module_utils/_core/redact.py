@@ -13,9 +13,7 @@ HIDDEN = "********"
 # user:password@host in a URL, and what usually stands behind such a name in a tool's output.
 _PATTERNS = (
     re.compile(r"(?P<keep>\b\w+://[^\s:/@]*:)[^\s@/]+(?=@)"),
-    re.compile(
-        r"(?i)(?P<keep>(?<![\w-])[\w-]*(?:password|passwd|secret|token|api[_-]?key)\b[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+"
-    ),
+    re.compile(r"(?i)(?P<keep>(?<![\w-])[\w-]*(?:password|passwd|secret|token|api[_-]?key)\b[\"']?\s*[=:]\s*[\"']?)[^\s\"',;&]+"),
     re.compile(r"(?i)(?P<keep>\bauthorization:\s*\w+\s+)\S+"),
 )
 

@@ -10,10 +10,11 @@ import os
 import sqlite3
 import stat
 import time
-from contextlib import closing
-from typing import Any, Dict, List, Optional, Tuple
+from contextlib import closing, contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 from urllib.parse import quote
 
+from .._core.files import hash_file
 from .._core.operation import Check
 from .errors import SqliteError
 
@@ -24,16 +25,6 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 # Two commits within one tick of the kernel's clock (up to 10 ms) can leave the same times, and a -wal that is written
 # over from its start the same size and salts.
 _UNSETTLED_S = 0.1
-_BLOCK = 1024 * 1024
-
-
-def sha256_file(path: str) -> str:
-    """Return the SHA-256 of a file's bytes in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(_BLOCK), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def is_empty_or_absent(path: str) -> bool:
@@ -108,25 +99,41 @@ class SqliteDatabase:
             return seen, main.st_mtime_ns
         return seen + (wal.st_size, wal.st_mtime_ns, salts), max(main.st_mtime_ns, wal.st_mtime_ns)
 
-    def image(self, target: str) -> Dict[str, Any]:
-        """Write a consistent image to a new file, fsynced, mode 0600, nothing beside it, and return its facts.
+    def copy(self, target: str) -> None:
+        """Write a consistent image to a new file, mode 0600, nothing beside it; not yet flushed to the disk.
 
         Everything that was committed before the call is in it; the application goes on reading and, in WAL mode,
         writing. Copied in one step: a stepped copy starts again with each commit and never ends under writes.
-
-        Facts: ``bytes``, ``sha256``, ``rows`` (table: count), ``schema`` (SHA-256 of all definitions), ``user_version``,
-        ``application_id``, ``page_size``, ``journal_mode`` (``wal`` or ``rollback``), ``foreign_key_violations`` (a
-        number, or null where SQLite can't tell) and ``notes`` about what could not be counted.
         Raises :class:`SqliteError`; then there is no target.
         """
         self.require()
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        try:
+        with self._removed_on_error(target):
             os.chmod(target, 0o600)
             self._copy(target)
-            with open(target, "rb") as stream:
-                os.fsync(stream.fileno())
-            return _facts(target)
+
+    def facts(self, image: str) -> Dict[str, Any]:
+        """Return what is to be remembered of an image.
+
+        ``bytes``, ``sha256``, ``rows`` (table: count), ``schema`` (SHA-256 of all definitions), ``user_version``,
+        ``application_id``, ``page_size``, ``journal_mode`` (``wal`` or ``rollback``), ``foreign_key_violations`` (a
+        number, or null where SQLite can't tell) and ``notes`` about what could not be counted.
+        Raises :class:`SqliteError`; then there is no image any more.
+        """
+        with self._removed_on_error(image):
+            return _facts(image)
+
+    def image(self, target: str) -> Dict[str, Any]:
+        """Write a consistent image as :meth:`copy` does, flush it to the disk, and return its :meth:`facts`."""
+        self.copy(target)
+        with open(target, "rb") as stream:
+            os.fsync(stream.fileno())
+        return self.facts(target)
+
+    @contextmanager
+    def _removed_on_error(self, target: str) -> Iterator[None]:
+        try:
+            yield
         except BaseException as error:
             for path in [target] + [target + suffix for suffix in SIDE_FILES]:
                 if os.path.lexists(path):
@@ -178,7 +185,7 @@ class SqliteDatabase:
             return checks
         size = os.stat(path).st_size
         checks.append(Check("size", size == facts["bytes"], f"{size} bytes, {facts['bytes']} recorded"))
-        digest = sha256_file(path)
+        digest = hash_file(path)
         checks.append(Check("sha256", digest == facts["sha256"], f"{digest}, {facts['sha256']} recorded"))
         if not all(check.ok for check in checks):
             # SQLite would only say in more words that these are other bytes.
@@ -240,7 +247,7 @@ def _facts(path: str) -> Dict[str, Any]:
     # Bytes 18 and 19: file format write and read version (https://www.sqlite.org/fileformat2.html section 1.3.3).
     facts["journal_mode"] = "wal" if header[18:20] == b"\x02\x02" else "rollback"
     facts["bytes"] = os.stat(path).st_size
-    facts["sha256"] = sha256_file(path)
+    facts["sha256"] = hash_file(path)
     return facts
 
 

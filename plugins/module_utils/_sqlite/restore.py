@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional
 
 from .._core.clock import Clock
-from .._core.files import free_bytes, fsync_dir, human_size, move_new, publish_json, read_json
+from .._core.files import free_bytes, fsync_dir, hash_file, human_size, move_new, publish_json, read_json
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.processes import Holder, holders
-from .database import SqliteDatabase, sha256_file
+from .database import SqliteDatabase
 from .errors import SqliteError
 from .snapshots import Snapshot, SnapshotDirectory, is_settled
 
@@ -47,9 +47,7 @@ class RestoreSnapshot(Operation):
     a journal in the folder of the snapshots says what is being put where.
     """
 
-    def __init__(
-        self, database: SqliteDatabase, directory: SnapshotDirectory, snapshot: str, lock_wait_s: float, clock: Clock
-    ) -> None:
+    def __init__(self, database: SqliteDatabase, directory: SnapshotDirectory, snapshot: str, lock_wait_s: float, clock: Clock) -> None:
         self.database = database
         self.directory = directory
         self.wanted = snapshot
@@ -170,7 +168,7 @@ class RestoreSnapshot(Operation):
         facts = snapshot.description["facts"]
         if not os.path.isfile(path) or os.stat(path).st_size != facts["bytes"]:
             return False
-        return is_settled(self.database) and sha256_file(path) == facts["sha256"]
+        return is_settled(self.database) and hash_file(path) == facts["sha256"]
 
     def _require_good(self, snapshot: Snapshot) -> None:
         bad = [check for check in self.database.check_image(snapshot.path, snapshot.description["facts"]) if not check.ok]
@@ -279,9 +277,7 @@ class RestoreSnapshot(Operation):
 
     def _staged_is_whole(self, journal: Dict[str, Any]) -> bool:
         return (
-            os.path.isfile(self.staged)
-            and os.stat(self.staged).st_ino == journal["inode"]
-            and sha256_file(self.staged) == journal["sha256"]
+            os.path.isfile(self.staged) and os.stat(self.staged).st_ino == journal["inode"] and hash_file(self.staged) == journal["sha256"]
         )
 
     def _is_installed(self, journal: Dict[str, Any]) -> bool:
@@ -314,9 +310,7 @@ class RestoreSnapshot(Operation):
             if not os.path.lexists(kept):
                 continue
             if os.path.lexists(path + suffix):
-                raise SqliteError(
-                    "a new file has come to where the old database belongs", path + suffix, f"Choose between it and {kept}"
-                )
+                raise SqliteError("a new file has come to where the old database belongs", path + suffix, f"Choose between it and {kept}")
             move_new(kept, path + suffix)
             fsync_dir(folder)
         if os.path.lexists(self.staged):

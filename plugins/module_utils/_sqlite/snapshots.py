@@ -19,11 +19,11 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from .._core.clock import Clock, rfc3339
 from .._core.errors import OpskitError
-from .._core.files import free_bytes, fsync_dir, human_size, make_dir, move_new, publish_json, read_json
+from .._core.files import free_bytes, fsync_dir, hash_file, human_size, make_dir, move_new, publish_json, read_json
 from .._core.lock import flock
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
-from .database import SqliteDatabase, is_empty_or_absent, sha256_file
+from .database import SqliteDatabase, is_empty_or_absent
 from .errors import SqliteError
 
 VERSION = 1
@@ -239,7 +239,7 @@ class TakeSnapshot(Operation):
             return "a new one was asked for"
         if newest.description["fingerprint"] != self.fingerprint:
             return "the database was written since the newest snapshot"
-        if sha256_file(newest.path) != newest.description["facts"]["sha256"]:
+        if hash_file(newest.path) != newest.description["facts"]["sha256"]:
             # It is not one of the good ones from here on.
             self.damaged = newest._replace(damage="its image is not what was stored")
             self.existing[self.existing.index(newest)] = self.damaged

@@ -15,8 +15,9 @@ from typing import Any, Dict, List, Tuple
 import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.files import hash_file
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
-from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.database import SqliteDatabase, sha256_file
+from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.database import SqliteDatabase
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.errors import SqliteError
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.restore import RestoreSnapshot
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.snapshots import SnapshotDirectory, TakeSnapshot
@@ -61,7 +62,7 @@ class Place:
 
     def is_new(self) -> bool:
         names = [os.path.basename(self.path)] + [os.path.basename(one) for one in self.asides()]
-        return listing(self.folder) == sorted(names) and sha256_file(self.path) == self.snapshot["sha256"]
+        return listing(self.folder) == sorted(names) and hash_file(self.path) == self.snapshot["sha256"]
 
 
 @pytest.fixture(name="place")
@@ -107,7 +108,7 @@ def test_stale_wal_would_have_undone_the_restore(place: Place) -> None:
 def test_identical_main_file_with_a_wal_is_not_in_place(place: Place) -> None:
     place.restore()
     add_rows_without_checkpoint(place.path, 5)
-    assert sha256_file(place.path) == place.snapshot["sha256"]
+    assert hash_file(place.path) == place.snapshot["sha256"]
     assert place.restore()["changed"]
     assert count_rows(place.path) == NEW_ROWS
 
@@ -205,7 +206,7 @@ def test_killed_anywhere(place: Place, tmp_path: Path) -> None:
         kills += 1
         interrupted += os.path.exists(place.snapshots.restore_journal)
         # Never the new database beside a file of the old one.
-        if os.path.exists(place.path) and sha256_file(place.path) == place.snapshot["sha256"]:
+        if os.path.exists(place.path) and hash_file(place.path) == place.snapshot["sha256"]:
             assert [path for path in place.database.files()[1:] if os.path.exists(path)] == []
         # Never an old main file that has lost its -wal.
         elif os.path.exists(place.path):

@@ -1,0 +1,200 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""SIGKILL at many points of a backup and of a restore; one more run of the same command makes everything good.
+
+What is killed: "all" is what a lost machine is (ansible-playbook and all below it, at one moment), "controller" is
+ansible-playbook alone (the module goes on for a while), "module" is the module alone (the runbook goes on to its rescue).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
+from ansible_collections.opskit.runbooks.tests.e2e.world import SOAK, Application, State, World, descendants, kill, kill_tree, wait_until
+
+TRIES = 6  # a point that is a few milliseconds long can be missed
+
+
+@dataclass
+class Point:
+    what: str
+    name: str
+    reached: Callable[[Application, float, list[str]], bool]
+    """Given the application, the seconds since the start, and the sets that there were."""
+
+    def __str__(self) -> str:
+        return f"{self.what}-{self.name}"
+
+
+def after(share: float) -> Callable[[Application, float, list[str]], bool]:
+    return lambda application, seconds, sets: seconds > share * Rounds.usual_seconds
+
+
+def is_storing(application: Application, seconds: float, sets: list[str]) -> bool:
+    return any((application.store / "tmp").iterdir())
+
+
+def is_published(application: Application, seconds: float, sets: list[str]) -> bool:
+    return bool(set(application.sets()) - set(sets))
+
+
+def has_objects(count: int) -> Callable[[Application, float, list[str]], bool]:
+    return lambda application, seconds, sets: len(application.objects()) >= Rounds.objects + count
+
+
+def is_staging(application: Application, seconds: float, sets: list[str]) -> bool:
+    return any((application.root / ".opskit-restore").glob("*/*.partial"))
+
+
+def is_stopped(application: Application, seconds: float, sets: list[str]) -> bool:
+    return application.phase() == "staged" and not application.process_lives()
+
+
+def is_in_phase(phase: str) -> Callable[[Application, float, list[str]], bool]:
+    return lambda application, seconds, sets: application.phase() == phase and not application.process_lives()
+
+
+def is_started(application: Application, seconds: float, sets: list[str]) -> bool:
+    return application.phase() == "committed" and application.process_lives() and seconds > Rounds.usual_seconds / 3
+
+
+BACKUP = [Point("all", "storing", is_storing), Point("module", "storing", has_objects(1)), Point("all", "published", is_published)]
+RESTORE = [
+    Point("all", "staging", is_staging),
+    Point("module", "exchanging", is_in_phase("exchanging")),
+    Point("all", "committed", is_in_phase("committed")),
+]
+if SOAK:
+    BACKUP += [
+        Point("controller", "storing", is_storing),
+        Point("module", "published", is_published),
+        Point("all", "one object", has_objects(1)),
+        *(Point("all", f"after {share:.0%}", after(share)) for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.9)),
+    ]
+    RESTORE += [
+        Point("all", "stopped", is_stopped),
+        Point("all", "exchanging", is_in_phase("exchanging")),
+        Point("all", "started", is_started),
+        Point("controller", "staging", is_staging),
+        Point("controller", "exchanging", is_in_phase("exchanging")),
+        Point("module", "staging", is_staging),
+        *(Point("all", f"after {share:.0%}", after(share)) for share in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9)),
+    ]
+
+
+class Rounds:
+    """One application through all the points."""
+
+    usual_seconds = 0.0
+    objects = 0
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.application = world.application
+        self.seed = 0
+        self.states: dict[str, tuple[State, State]] = {}
+
+    def write(self) -> None:
+        self.seed += 1
+        self.application.write(self.seed)
+
+    def back_up(self) -> str:
+        self.world.play("backup")
+        newest = self.application.sets()[-1]
+        self.states[newest] = self.application.now()
+        return newest
+
+    def interrupt(self, point: Point, module: str, runbook: str, *words: str) -> bool:
+        """Run and kill at the point; False when the run came to its end before the point was seen."""
+        application = self.application
+        sets = application.sets()
+        Rounds.objects = len(application.objects())
+        started = time.monotonic()
+        process = self.world.start_to_kill(runbook, *words)
+        modules: set[int] = set()
+        try:
+            while process.poll() is None:
+                if point.what == "module" and not any(alive(pid) for pid in modules):
+                    below = descendants(process.pid)
+                    modules = {pid for pid, command in below.items() if f"AnsiballZ_{module}.py".encode() in command}
+                if point.reached(application, time.monotonic() - started, sets):
+                    if point.what == "all":
+                        kill_tree(process.pid)
+                    else:
+                        kill({process.pid} if point.what == "controller" else modules)
+                    process.wait(120)
+                    return True
+            return False
+        finally:
+            kill_tree(process.pid)
+            process.wait()
+            wait_until(self.world.is_quiet, "what was left of the killed run has ended", 60)
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def rounds(make_world: Make) -> Rounds:
+    made = Rounds(make_world("one"))
+    made.write()
+    started = time.monotonic()
+    made.back_up()
+    Rounds.usual_seconds = time.monotonic() - started
+    return made
+
+
+@pytest.mark.parametrize("point", BACKUP, ids=str)
+def test_backup(rounds: Rounds, point: Point) -> None:
+    application = rounds.application
+    previous = application.sets()[-1]
+    for _round in range(TRIES):
+        rounds.write()
+        if rounds.interrupt(point, "backup_set", "backup"):
+            break
+    else:
+        pytest.fail(f"the point was not met in {TRIES} runs")
+    assert application.ready()
+    if previous in rounds.states:
+        assert application.by_hand(previous) == rounds.states[previous]
+    newest = rounds.back_up()
+    assert application.by_hand(newest) == rounds.states[newest]
+    application.assert_store_whole()
+    assert application.journal()[-1]["outcome"] == "ok"
+    assert rounds.world.play("backup_verify").stats["opskit_backup_verify"]["one"]["sets"] == [newest]
+
+
+@pytest.mark.parametrize("point", RESTORE, ids=str)
+def test_restore(rounds: Rounds, point: Point) -> None:
+    application = rounds.application
+    wanted = application.sets()[-1]
+    restored = rounds.states[wanted]
+    words = ("-e", "opskit_confirm=one", "-e", f"restore_set={wanted}")
+    for _round in range(TRIES):
+        if not application.running:
+            application.start()
+        rounds.write()
+        old = application.now()
+        if rounds.interrupt(point, "backup_restore", "restore", *words):
+            break
+    else:
+        pytest.fail(f"the point was not met in {TRIES} runs")
+    if point.what == "module":
+        # The runbook lived on, so it has brought the application back by itself.
+        assert application.ready()
+        assert application.now() in (old, restored)
+        assert application.journal()[-1]["outcome"] == "failed"
+    assert application.by_hand(wanted) == restored
+    rounds.world.play("restore", *words)
+    assert application.ready()
+    assert application.now() == restored
