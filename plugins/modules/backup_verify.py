@@ -21,7 +21,7 @@ attributes:
   check_mode:
     support: full
     details:
-      - Everything is read in check mode too; only the verdict is not recorded. Database images are decompressed into the store's C(tmp).
+      - Everything is read in check mode too; only the verdict is not recorded. Database images are decompressed into the store's C(cache).
   diff_mode:
     support: full
   idempotent:

@@ -13,7 +13,7 @@ import pytest
 # So that tests import what they share by the collection's name.
 sys.path.insert(0, str(Path(__file__).resolve().parents[5]))
 
-from ansible_collections.opskit.runbooks.tests.e2e.world import World  # noqa: E402
+from ansible_collections.opskit.runbooks.tests.e2e.world import World
 
 Make = Callable[..., World]
 

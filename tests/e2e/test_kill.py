@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+
 from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
 from ansible_collections.opskit.runbooks.tests.e2e.world import SOAK, Application, State, World, descendants, kill, kill_tree, wait_until
 
@@ -21,64 +22,82 @@ TRIES = 6  # a point that is a few milliseconds long can be missed
 
 
 @dataclass
+class Moment:
+    """What can be seen of a run from outside."""
+
+    application: Application
+    seconds: float
+    """Since its start."""
+    usual_seconds: float
+    """That a whole one takes."""
+    sets: list[str]
+    """Those that were there before it."""
+    objects: int
+    """Likewise, how many."""
+    config: int
+    """The inode of the live config folder, which is the first to be exchanged."""
+
+
+@dataclass
 class Point:
     what: str
     name: str
-    reached: Callable[[Application, float, list[str]], bool]
-    """Given the application, the seconds since the start, and the sets that there were."""
+    reached: Callable[[Moment], bool]
 
     def __str__(self) -> str:
         return f"{self.what}-{self.name}"
 
 
-def after(share: float) -> Callable[[Application, float, list[str]], bool]:
-    return lambda application, seconds, sets: seconds > share * Rounds.usual_seconds
+def after(share: float) -> Callable[[Moment], bool]:
+    return lambda run: run.seconds > share * run.usual_seconds
 
 
-def is_storing(application: Application, seconds: float, sets: list[str]) -> bool:
-    return any((application.store / "tmp").iterdir())
+def is_storing(run: Moment) -> bool:
+    return any((run.application.store / "tmp").iterdir())
 
 
-def is_published(application: Application, seconds: float, sets: list[str]) -> bool:
-    return bool(set(application.sets()) - set(sets))
+def has_new_object(run: Moment) -> bool:
+    return len(run.application.objects()) > run.objects
 
 
-def has_objects(count: int) -> Callable[[Application, float, list[str]], bool]:
-    return lambda application, seconds, sets: len(application.objects()) >= Rounds.objects + count
+def is_published(run: Moment) -> bool:
+    return len(run.application.sets()) > len(run.sets)
 
 
-def is_staging(application: Application, seconds: float, sets: list[str]) -> bool:
-    return any((application.root / ".opskit-restore").glob("*/*.partial"))
+def is_staging(run: Moment) -> bool:
+    return any((run.application.root / ".opskit-restore").glob("*/*.partial"))
 
 
-def is_stopped(application: Application, seconds: float, sets: list[str]) -> bool:
-    return application.phase() == "staged" and not application.process_lives()
+def is_in_phase(phase: str) -> Callable[[Moment], bool]:
+    return lambda run: run.application.phase() == phase and not run.application.process_lives()
 
 
-def is_in_phase(phase: str) -> Callable[[Application, float, list[str]], bool]:
-    return lambda application, seconds, sets: application.phase() == phase and not application.process_lives()
+def is_half_exchanged(run: Moment) -> bool:
+    """The first folder is the set's, the last may still be the old one."""
+    return run.application.phase() == "exchanging" and run.application.config_inode() != run.config
 
 
-def is_started(application: Application, seconds: float, sets: list[str]) -> bool:
-    return application.phase() == "committed" and application.process_lives() and seconds > Rounds.usual_seconds / 3
+def is_started(run: Moment) -> bool:
+    """The application runs on what was restored by this run; an earlier one left the same phase behind."""
+    return run.application.phase() == "committed" and run.application.process_lives() and run.seconds > run.usual_seconds / 2
 
 
-BACKUP = [Point("all", "storing", is_storing), Point("module", "storing", has_objects(1)), Point("all", "published", is_published)]
+BACKUP = [Point("all", "storing", is_storing), Point("module", "storing", has_new_object), Point("all", "published", is_published)]
 RESTORE = [
     Point("all", "staging", is_staging),
-    Point("module", "exchanging", is_in_phase("exchanging")),
+    Point("module", "exchanging", is_half_exchanged),
     Point("all", "committed", is_in_phase("committed")),
 ]
 if SOAK:
     BACKUP += [
         Point("controller", "storing", is_storing),
         Point("module", "published", is_published),
-        Point("all", "one object", has_objects(1)),
+        Point("all", "one object", has_new_object),
         *(Point("all", f"after {share:.0%}", after(share)) for share in (0.2, 0.35, 0.5, 0.65, 0.8, 0.9)),
     ]
     RESTORE += [
-        Point("all", "stopped", is_stopped),
-        Point("all", "exchanging", is_in_phase("exchanging")),
+        Point("all", "stopped", is_in_phase("staged")),
+        Point("all", "exchanging", is_half_exchanged),
         Point("all", "started", is_started),
         Point("controller", "staging", is_staging),
         Point("controller", "exchanging", is_in_phase("exchanging")),
@@ -90,13 +109,11 @@ if SOAK:
 class Rounds:
     """One application through all the points."""
 
-    usual_seconds = 0.0
-    objects = 0
-
     def __init__(self, world: World) -> None:
         self.world = world
         self.application = world.application
         self.seed = 0
+        self.usual_seconds = 0.0
         self.states: dict[str, tuple[State, State]] = {}
 
     def write(self) -> None:
@@ -112,23 +129,25 @@ class Rounds:
     def interrupt(self, point: Point, module: str, runbook: str, *words: str) -> bool:
         """Run and kill at the point; False when the run came to its end before the point was seen."""
         application = self.application
-        sets = application.sets()
-        Rounds.objects = len(application.objects())
+        moment = Moment(application, 0.0, self.usual_seconds, application.sets(), len(application.objects()), application.config_inode())
         started = time.monotonic()
         process = self.world.start_to_kill(runbook, *words)
         modules: set[int] = set()
         try:
             while process.poll() is None:
                 if point.what == "module" and not any(alive(pid) for pid in modules):
+                    # The module itself, and not the shells around it.
+                    script = f"/AnsiballZ_{module}.py\0".encode()
                     below = descendants(process.pid)
-                    modules = {pid for pid, command in below.items() if f"AnsiballZ_{module}.py".encode() in command}
-                if point.reached(application, time.monotonic() - started, sets):
+                    modules = {pid for pid, command in below.items() if command.endswith(script) and b"\0-c\0" not in command}
+                moment.seconds = time.monotonic() - started
+                if point.reached(moment):
                     if point.what == "all":
                         kill_tree(process.pid)
                     else:
                         kill({process.pid} if point.what == "controller" else modules)
-                    process.wait(120)
-                    return True
+                    # A module that had just ended was not killed; the runbook then ends well.
+                    return process.wait(120) != 0
             return False
         finally:
             kill_tree(process.pid)
@@ -150,7 +169,7 @@ def rounds(make_world: Make) -> Rounds:
     made.write()
     started = time.monotonic()
     made.back_up()
-    Rounds.usual_seconds = time.monotonic() - started
+    made.usual_seconds = time.monotonic() - started
     return made
 
 

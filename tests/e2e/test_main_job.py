@@ -13,10 +13,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
 from ansible_collections.opskit.runbooks.tests.e2e.world import Application, Run, State, World, processes, wait_until
 
@@ -90,14 +91,13 @@ def job(make_world: Make) -> Job:
     argv = ["-m", "gateway", "traffic", "--root", str(application.root), "--ledger", str(ledger), "--seconds", "90", "--rate", "30"]
     traffic = subprocess.Popen([sys.executable, *argv], env=world.env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     seen: set[bytes] = set()
-    loud = {"ANSIBLE_PIPELINING": "false"}
     with command_lines_seen(seen):
         try:
             wait_until(lambda: ledger.exists() and ledger.read_bytes().count(b"\n") > 50, "50 acknowledged writes", 30)
             files, rows = application.files(), application.rows()
             time.sleep(1)  # the ledger's times are compared by the second
-            begun = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-            backup = world.play("backup", "-vv", "--diff", **loud)
+            begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            backup = world.play("backup", "-vv", "--diff", pipelining=False)
         finally:
             traffic.terminate()
             traffic.wait()
@@ -105,7 +105,7 @@ def job(make_world: Make) -> Job:
         logs = (application.root / "data/logs/access.log").read_bytes()
         application.destroy()
         ready = application.ready()
-        restore = world.play("restore", "-vv", "--diff", "-e", "opskit_confirm=one", **loud)
+        restore = world.play("restore", "-vv", "--diff", "-e", "opskit_confirm=one", pipelining=False)
     return Job(
         world,
         secrets,

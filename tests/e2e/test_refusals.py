@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
 from ansible_collections.opskit.runbooks.tests.e2e.world import Application, Run, World
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
 from ansible_collections.opskit.runbooks.tests.e2e.world import Run, World, free_port, wait_until
 

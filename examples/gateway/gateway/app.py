@@ -89,10 +89,10 @@ class Gateway:
 
     # -- health -----------------------------------------------------------------------------------------------
 
-    async def healthz(self, _: Request) -> Response:
+    async def healthz(self, request: Request) -> Response:
         return JSONResponse({"status": "alive"})
 
-    async def readyz(self, _: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         checks = await run_in_threadpool(self._checks)
         ready = not any(checks.values())
         body = {
@@ -277,7 +277,7 @@ class Gateway:
 
     async def get_file(self, request: Request) -> Response:
         """A file, only if it is what its row says and the row was signed with this APP_SECRET_KEY."""
-        _, target = self._target(request)
+        target = self._target(request)[1]
         path = target.relative_to(self.layout.root).as_posix()
 
         def open_verified() -> tuple[IO[bytes], int]:
@@ -340,7 +340,7 @@ class Gateway:
             await run_in_threadpool(replace)
         return JSONResponse(body)
 
-    async def list_providers(self, _: Request) -> Response:
+    async def list_providers(self, request: Request) -> Response:
         def query() -> list[dict[str, Any]]:
             with self.database.engine.begin() as connection:
                 columns = sa.select(providers.c.name, providers.c.settings, providers.c.api_key)
@@ -479,7 +479,7 @@ class Gateway:
     # -- administration ---------------------------------------------------------------------------------------
 
     def _require_token(self, request: Request) -> None:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        scheme, _space, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(token.encode(), self.settings.admin_token.encode()):
             logs.audited("admin.denied", path=request.url.path, client=_client(request))
             raise HTTPException(401, "the administrator's token is needed", {"www-authenticate": "Bearer"})
@@ -590,15 +590,15 @@ class Observe:
 
 
 def create_app(gateway: Gateway) -> Starlette:
-    async def http_error(_: Request, exc: Exception) -> Response:
+    async def http_error(_request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
         return JSONResponse({"error": exc.detail}, exc.status_code, headers=exc.headers)
 
-    async def paused(_: Request, exc: Exception) -> Response:
+    async def paused(_request: Request, exc: Exception) -> Response:
         assert isinstance(exc, WritesPaused)
         return JSONResponse({"error": str(exc)}, 503, headers={"retry-after": str(exc.retry_after)})
 
-    async def database_error(_: Request, exc: Exception) -> Response:
+    async def database_error(_request: Request, exc: Exception) -> Response:
         logs.app.error("database error: %s", exc, exc_info=exc)
         return JSONResponse({"error": "the database did not answer"}, 503, headers={"retry-after": "5"})
 

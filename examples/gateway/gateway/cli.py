@@ -116,7 +116,7 @@ def _run(options: argparse.Namespace, root: Path) -> int:
     match options.command:
         case "init":
             database = Database(settings.database, create=True)
-            _, revision = database.migrate()
+            revision = database.migrate()[1]
             add_providers(database, settings.providers)
             database.close()
             _print({"root": str(root), "revision": revision})
@@ -181,7 +181,7 @@ def _running(settings: configuration.Settings) -> tuple[int, int]:
 
 def _call(settings: configuration.Settings, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
     """Call the running server as administrator; GET without a body. The token is read from .env, never from argv."""
-    _, port = _running(settings)
+    port = _running(settings)[1]
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "localhost") else settings.host
     host = f"[{host}]" if ":" in host else host
     data = None if body is None else json.dumps(body).encode()

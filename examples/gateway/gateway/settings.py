@@ -205,7 +205,7 @@ def read_config(path: Path, env: dict[str, str]) -> tuple[dict[str, int], list[d
         raise GatewayError(f"{path} cannot be read: {exc}") from None
     limits = config.get("limits", {})
     for name, value in limits.items() if isinstance(limits, dict) else [("limits", limits)]:
-        if name not in LIMITS or type(value) is not int or value < 1:
+        if name not in LIMITS or not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise GatewayError(f"{path}: limit {name} must be one of {', '.join(LIMITS)}, a whole number from 1")
     listed = config.get("providers", [])
     providers = []

@@ -28,10 +28,13 @@ from urllib.parse import quote
 
 import pytest
 import websockets
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
 
 SOURCE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(SOURCE))
 from gateway.cli import main  # noqa: E402
+from gateway.database import Database, metadata  # noqa: E402
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
 
@@ -49,39 +52,53 @@ class Application:
     """One root, and the server that runs on it."""
 
     def __init__(self, root: Path) -> None:
-        self.root, self.process = root, None
+        self.root, self.port = root, 0
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[str]:
+        assert self._process, "not started"
+        return self._process
+
+    def argv(self, command: str, *arguments: object) -> list[str]:
+        return [sys.executable, "-m", "gateway", command, "--root", str(self.root), *map(str, arguments)]
+
+    def run(self, command: str, *arguments: object) -> Any:
+        """Run one command as an operator does; its JSON. Half a second each: `cli` where another test does it already."""
+        argv = self.argv(command, *arguments)
+        done = subprocess.run(argv, env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout
+        return json.loads(done.stdout)
 
     def cli(self, command: str, *arguments: object, code: int = 0) -> Any:
-        """Run one command; its JSON, or for an expected failure the one line that it says.
-
-        Expected failures run in this process, which saves half a second each and lets an exception through.
-        """
-        argv = [command, "--root", str(self.root), *map(str, arguments)]
-        if not code:
-            argv = [sys.executable, "-m", "gateway", *argv]
-            done = subprocess.run(argv, env=ENVIRONMENT, cwd="/", capture_output=True, text=True, timeout=60)
-            assert (done.returncode, done.stderr) == (0, ""), done.stdout
-            return json.loads(done.stdout)
+        """Run one command in this process, which lets an exception through; its JSON, or the one line that it says as it fails."""
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as error:
-            assert main(argv) == code, out.getvalue() + error.getvalue()
+            assert main(self.argv(command, *arguments)[3:]) == code, out.getvalue() + error.getvalue()
         if out.getvalue():
+            assert error.getvalue() == ""
             return json.loads(out.getvalue())
+        assert code
         assert re.fullmatch(r"gateway: .+\n", error.getvalue()), error.getvalue()
         return error.getvalue()
 
     def start(self, *arguments: object) -> Application:
-        argv = [sys.executable, "-m", "gateway", "serve", "--root", str(self.root), *map(str, arguments)]
-        self.process = subprocess.Popen(argv, env=ENVIRONMENT, cwd="/", stdout=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
+        argv = self.argv("serve", *arguments)
+        self._process = subprocess.Popen(argv, env=ENVIRONMENT, cwd="/", stdout=subprocess.PIPE, text=True)
+        assert self._process.stdout
+        line = self._process.stdout.readline()
         assert line.startswith("gateway "), line
         self.port = int((self.root / "data/run/gateway.port").read_text())
         return self
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        code = self.process.wait(timeout=30)
-        self.process.stdout.close()
-        return code
+        self.process.communicate(timeout=30)
+        return self.process.returncode
+
+    def kill(self) -> None:
+        """End what a test has left running."""
+        if self._process and self._process.poll() is None:
+            self.stop(signal.SIGKILL)
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -92,8 +109,21 @@ class Application:
         finally:
             connection.close()
 
+    def token(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.env()['ADMIN_TOKEN']}"}
+
     def admin(self, method: str, path: str, body: Any = None) -> Answer:
-        return self.call(method, path, body, {"Authorization": f"Bearer {self.env()['ADMIN_TOKEN']}"})
+        return self.call(method, path, body, self.token())
+
+    def hold_lock(self) -> None:
+        """Take the database's write lock; it is held until hold_lock_seconds is set to 0."""
+
+        def held() -> int:
+            return sum("write lock is held" in entry["message"] for entry in self.log("app"))
+
+        before = held()
+        assert self.admin("POST", "/admin/faults", {"hold_lock_seconds": 60}).status == 200
+        wait_for(lambda: held() > before)
 
     def env(self) -> dict[str, str]:
         lines = (self.root / ".env").read_text().splitlines()
@@ -122,8 +152,8 @@ class Application:
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     app = Application(tmp_path_factory.mktemp("new") / "a folder, ünd %41")
-    app.cli("init", "--port", 0)
-    app.cli("seed", "--rows", 600, "--projects", 6, "--uploads", 4, "--upload-bytes", 1000)
+    app.run("init", "--port", 0)
+    app.run("seed", "--rows", 600, "--projects", 6, "--uploads", 4, "--upload-bytes", 1000)
     return app.root
 
 
@@ -132,8 +162,7 @@ def stopped(template: Path, tmp_path: Path) -> Iterator[Application]:
     app = Application(tmp_path / template.name)
     shutil.copytree(template, app.root)
     yield app
-    if app.process and app.process.poll() is None:
-        app.stop(signal.SIGKILL)
+    app.kill()
 
 
 @pytest.fixture
@@ -142,13 +171,43 @@ def app(stopped: Application) -> Application:
 
 
 @pytest.fixture(scope="module")
-def shared(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    """A server for the tests that leave nothing behind that another one would notice."""
+def running(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
     app = Application(tmp_path_factory.mktemp("shared") / "app")
     shutil.copytree(template, app.root)
-    app.start("--colour", "green")
-    yield app
+    yield app.start("--colour", "green")
     assert app.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def running_limited(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    app = Application(tmp_path_factory.mktemp("limited") / "app")
+    shutil.copytree(template, app.root)
+    app.set_limit("upload_max_bytes", 1000)
+    app.set_limit("request_max_bytes", 500)
+    app.set_limit("write_wait_seconds", 1)
+    app.set_limit("provider_timeout_seconds", 1)
+    yield app.start()
+    assert app.stop() == 0
+
+
+def _as_before(app: Application) -> None:
+    faults = app.admin("GET", "/admin/faults").json
+    assert app.admin("POST", "/admin/faults", dict.fromkeys(faults, 0)).status == 200
+    assert app.admin("POST", "/admin/writes/resume").status == 200
+
+
+@pytest.fixture
+def shared(running: Application) -> Iterator[Application]:
+    """A server for the tests that leave nothing behind that another one would notice; faults and pauses end with each."""
+    yield running
+    _as_before(running)
+
+
+@pytest.fixture
+def limited(running_limited: Application) -> Iterator[Application]:
+    """The same with low limits."""
+    yield running_limited
+    _as_before(running_limited)
 
 
 def wait_for(condition: Any, seconds: float = 10.0) -> None:
@@ -260,7 +319,7 @@ def test_commands_that_need_a_server_say_that_none_runs(stopped: Application, tm
 
 def test_one_server_a_root_and_a_port(app: Application, tmp_path: Path, template: Path) -> None:
     assert f"by process {app.process.pid}" in app.cli("serve", code=2)
-    status = app.cli("status")
+    status = app.run("status")
     assert (status["pid"], status["port"], status["ready"]) == (app.process.pid, app.port, True)
     other = Application(tmp_path / "other")
     shutil.copytree(template, other.root)
@@ -293,12 +352,12 @@ def test_migration_moves_preferences_and_back(stopped: Application) -> None:
     before = stopped.rows(everything)
     assert len(before) == 9
     assert stopped.cli("migrate")["changed"] is False
-    assert stopped.cli("migrate", "--to", "0001") == {"before": "0002", "after": "0001", "changed": True}
+    assert stopped.run("migrate", "--to", "0001") == {"before": "0002", "after": "0001", "changed": True}
     stored = {name: json.loads(value) for name, value in stopped.rows("SELECT name, preferences FROM users")}
     assert stored == {name: {key: json.loads(str(value)) for n, key, value in before if n == name} for name in {row[0] for row in before}}
     assert "python -m gateway migrate" in stopped.cli("serve", code=2)
     assert "at revision 0001" in stopped.cli("seed", code=2)
-    assert stopped.cli("schema") == {"revision": "0001", "head": "0002", "current": False}
+    assert stopped.run("schema") == {"revision": "0001", "head": "0002", "current": False}
     stopped.rows("INSERT INTO users (name, created_at) VALUES ('none', '2026-01-01 00:00:00')")
     assert stopped.cli("migrate") == {"before": "0001", "after": "0002", "changed": True}
     assert stopped.rows(everything) == before
@@ -311,8 +370,8 @@ def test_a_failed_migration_changes_nothing(stopped: Application) -> None:
     stopped.cli("migrate", "--to", "0001")
     stopped.rows("UPDATE users SET preferences = '[1, 2' WHERE id = 2")
     schema = stopped.rows("SELECT name, sql FROM sqlite_master ORDER BY 1")
-    argv = [sys.executable, "-m", "gateway", "migrate", "--root", str(stopped.root)]
-    assert subprocess.run(argv, env=ENVIRONMENT, capture_output=True, timeout=60).returncode != 0
+    done = subprocess.run(stopped.argv("migrate"), env=ENVIRONMENT, capture_output=True, timeout=60, check=False)
+    assert done.returncode != 0
     assert stopped.rows("SELECT name, sql FROM sqlite_master ORDER BY 1") == schema
     assert stopped.rows("SELECT version_num FROM alembic_version") == [("0001",)]
 
@@ -326,15 +385,10 @@ def test_a_newer_schema_is_refused(stopped: Application) -> None:
 
 
 def test_migrations_make_the_tables_that_the_code_uses(stopped: Application) -> None:
-    script = (
-        "import sys; from pathlib import Path; from alembic.autogenerate import compare_metadata\n"
-        "from alembic.migration import MigrationContext; from gateway.database import Database, metadata\n"
-        "with Database(Path(sys.argv[1])).engine.connect() as c:\n"
-        "    print(compare_metadata(MigrationContext.configure(c), metadata))"
-    )
-    argv = [sys.executable, "-c", script, str(stopped.root / "data/gateway.db")]
-    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert done.stdout == "[]\n", done.stdout + done.stderr
+    database = Database(stopped.root / "data/gateway.db")
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    database.close()
 
 
 # -- endpoints ----------------------------------------------------------------------------------------------------
@@ -361,7 +415,8 @@ def test_projects(shared: Application) -> None:
     assert json.loads((shared.root / "projects/one/project.json").read_text()) == made.json
     assert shared.call("POST", "/api/projects", body).status == 409
     assert shared.call("GET", "/api/projects/one").json == {**made.json, "tokens": {}, "files": []}
-    seen, after = [], ""
+    seen: list[str] = []
+    after: str | None = ""
     while after is not None:
         page = shared.call("GET", f"/api/projects?limit=3&after={after}").json
         assert len(page["projects"]) <= 3
@@ -407,32 +462,28 @@ def test_files(shared: Application) -> None:
     assert not list(shared.root.rglob("*.tmp"))
 
 
-def test_a_file_is_served_only_if_it_is_what_was_recorded(app: Application) -> None:
-    path, place = "/api/uploads/upload-000001.bin", app.root / "data/uploads/upload-000001.bin"
+def test_a_file_is_served_only_if_it_is_what_was_recorded(shared: Application, stopped: Application) -> None:
+    path, place = "/api/uploads/upload-000001.bin", shared.root / "data/uploads/upload-000001.bin"
     content = place.read_bytes()
-    assert app.call("GET", path).body == content
+    assert shared.call("GET", path).body == content
     place.write_bytes(content[:-1] + b"!")
-    assert "not what the database recorded" in app.call("GET", path).json["error"]
+    assert "not what the database recorded" in shared.call("GET", path).json["error"]
     place.unlink()
-    assert "the file is missing" in app.call("GET", path).json["error"]
+    assert "the file is missing" in shared.call("GET", path).json["error"]
     place.write_bytes(content)
-    assert app.call("GET", path).status == 200
-    assert app.stop() == 0
-    app.set_env("APP_SECRET_KEY", "x" * 32)  # a .env that does not belong to this database
-    answer = app.start().call("GET", path)
+    assert shared.call("GET", path).status == 200
+    stopped.set_env("APP_SECRET_KEY", "x" * 32)  # a .env that does not belong to this database
+    answer = stopped.start().call("GET", path)
     assert answer.status == 500
     assert "APP_SECRET_KEY" in answer.json["error"]
-    assert app.log("error")[-1]["request_id"] == answer.headers["X-Request-ID"]
+    assert stopped.log("error")[-1]["request_id"] == answer.headers["X-Request-ID"]
 
 
-def test_limits(stopped: Application) -> None:
-    stopped.set_limit("upload_max_bytes", 1000)
-    stopped.set_limit("request_max_bytes", 500)
-    stopped.start()
-    assert stopped.call("PUT", "/api/uploads/a", b"x" * 1000).status == 201
-    assert stopped.call("PUT", "/api/uploads/b", b"x" * 1001).status == 413
-    assert not (stopped.root / "data/uploads/b").exists()
-    assert stopped.call("POST", "/api/projects", {"slug": "a", "title": "x" * 600}).status == 413
+def test_limits(limited: Application) -> None:
+    assert limited.call("PUT", "/api/uploads/a", b"x" * 1000).status == 201
+    assert limited.call("PUT", "/api/uploads/b", b"x" * 1001).status == 413
+    assert not (limited.root / "data/uploads/b").exists()
+    assert limited.call("POST", "/api/projects", {"slug": "a", "title": "x" * 600}).status == 413
 
 
 def test_preferences(shared: Application) -> None:
@@ -458,7 +509,7 @@ def test_providers_never_show_keys(shared: Application) -> None:
 def test_chat_records_disjoint_usage(shared: Application) -> None:
     call = {"project": "project-00002", "provider": "fake", "model": "fake-large-think", "prompt": "word " * 1000}
     before = shared.call("GET", "/api/projects/project-00002").json["tokens"]
-    first, second = (shared.call("POST", "/api/chat", call).json for _ in range(2))
+    first, second = (shared.call("POST", "/api/chat", call).json for _turn in range(2))
     counts = {row["type"]: row["tokens"] for row in first["usage"]}
     assert set(counts) == {"input", "cache_read", "cache_write", "output", "reasoning"}
     assert counts["input"] + counts["cache_read"] + counts["cache_write"] == 1250
@@ -484,8 +535,8 @@ def test_server_sent_events(shared: Application) -> None:
     *chunks, (last, done) = _events(answer.body)
     plain = shared.call("POST", "/api/chat", {"project": "project-00003", "prompt": "hello there", "provider": "fake"})
     assert last == "done"
-    assert {kind for kind, _ in chunks} == {"chunk"}
-    assert "".join(text for _, text in chunks).strip() == plain.json["reply"]
+    assert {kind for kind, _text in chunks} == {"chunk"}
+    assert "".join(text for _kind, text in chunks).strip() == plain.json["reply"]
     assert [row["tokens"] for row in done["usage"]] == [row["tokens"] for row in plain.json["usage"]]
     assert shared.call("GET", "/api/chat/stream?project=none&prompt=x").status == 404
 
@@ -493,10 +544,10 @@ def test_server_sent_events(shared: Application) -> None:
 def test_websocket(shared: Application) -> None:
     async def talk() -> list[dict[str, Any]]:
         async with websockets.connect(f"ws://127.0.0.1:{shared.port}/ws/chat") as connection:
-            headers = getattr(connection, "response", connection)
-            headers = getattr(headers, "headers", None) or connection.response_headers
+            client: Any = connection  # websockets before 14 has the attribute response_headers
+            headers = client.response.headers if hasattr(client, "response") else client.response_headers
             assert headers["X-Gateway-Colour"] == "green"
-            seen = []
+            seen: list[dict[str, Any]] = []
             for text in ("no json", '{"project": "none", "prompt": "x"}', '{"project": "project-00001", "prompt": "x"}'):
                 await connection.send(text)
                 while not seen or seen[-1]["event"] == "chunk" or text:
@@ -515,26 +566,28 @@ def test_websocket(shared: Application) -> None:
     wait_for(lambda: any(entry["route"] == "/ws/chat" and entry["status"] == 101 for entry in shared.log("access")))
 
 
-def test_a_stream_that_is_left_is_cleaned_up(stopped: Application) -> None:
-    stopped.rows("""UPDATE providers SET settings = '{"kind": "fake", "models": ["fake-small"], "chunk_seconds": 0.2}'""")
-    app = stopped.start()
-    before = app.rows("SELECT count(*) FROM usage")
-    connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=30)
-    connection.request("GET", "/api/chat/stream?project=project-00001&prompt=x")
+def test_a_stream_that_is_left_is_cleaned_up(shared: Application) -> None:
+    ((settings,),) = shared.rows("SELECT settings FROM providers WHERE name = 'fake'")
+    shared.rows("UPDATE providers SET settings = json_set(settings, '$.chunk_seconds', 0.2) WHERE name = 'fake'")
+    errors = shared.log("error")
+    before = shared.rows("SELECT count(*) FROM usage")
+    connection = http.client.HTTPConnection("127.0.0.1", shared.port, timeout=30)
+    connection.request("GET", "/api/chat/stream?project=project-00001&provider=fake&prompt=x")
     response = connection.getresponse()
     assert response.readline() == b"event: chunk\n"
-    assert b'app_open_connections{kind="sse"} 1.0' in app.call("GET", "/metrics").body
+    assert b'app_open_connections{kind="sse"} 1.0' in shared.call("GET", "/metrics").body
+    shared.rows(f"UPDATE providers SET settings = '{settings}' WHERE name = 'fake'")
     response.close()
     connection.close()
-    wait_for(lambda: b'app_open_connections{kind="sse"} 0.0' in app.call("GET", "/metrics").body)
-    wait_for(lambda: b'operation_duration_seconds_count{error_type="cancelled"' in app.call("GET", "/metrics").body)
-    assert app.rows("SELECT count(*) FROM usage") == before
-    with socket.create_connection(("127.0.0.1", app.port)) as upload:
+    wait_for(lambda: b'app_open_connections{kind="sse"} 0.0' in shared.call("GET", "/metrics").body)
+    wait_for(lambda: b'operation_duration_seconds_count{error_type="cancelled"' in shared.call("GET", "/metrics").body)
+    assert shared.rows("SELECT count(*) FROM usage") == before
+    with socket.create_connection(("127.0.0.1", shared.port)) as upload:
         upload.sendall(b"PUT /api/uploads/half HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
         time.sleep(0.2)
-    wait_for(lambda: [line["status"] for line in app.log("access") if line["path"] == "/api/uploads/half"] == [499])
-    assert not (app.root / "data/uploads/half").exists()
-    assert app.log("error") == []
+    wait_for(lambda: [line["status"] for line in shared.log("access") if line["path"] == "/api/uploads/half"] == [499])
+    assert not (shared.root / "data/uploads/half").exists()
+    assert shared.log("error") == errors
 
 
 def test_stop_closes_websockets_at_once(app: Application) -> None:
@@ -594,7 +647,7 @@ def test_logs_reopen_and_change_level(app: Application) -> None:
     app.call("GET", "/healthz", headers={"X-Request-ID": "between"})
     assert not (folder / "access.log").exists()
     app.process.send_signal(signal.SIGUSR1)
-    wait_for(lambda: (folder / "audit.log").exists())
+    wait_for((folder / "audit.log").exists)
     open_files = {os.readlink(path) for path in Path(f"/proc/{app.process.pid}/fd").iterdir()}
     assert not [path for path in open_files if path.endswith(".1")]
     app.call("GET", "/api/projects/x?secret=query", headers={"X-Request-ID": "after"})
@@ -639,73 +692,77 @@ def test_no_secret_reaches_a_log_or_an_answer(app: Application) -> None:
 # -- pause of writes ----------------------------------------------------------------------------------------------
 
 
-def test_pause_holds_writes_and_lets_reads_through(app: Application) -> None:
-    state = app.cli("pause", "20")
+def test_pause_holds_writes_and_lets_reads_through(shared: Application) -> None:
+    state = shared.run("pause", "20")
     assert state["paused"]
     assert 19 < state["remaining_seconds"] <= 20
     assert state["in_flight"] == 0
-    before = app.rows("SELECT max(rowid), count(*) FROM usage")
+    before = shared.rows("SELECT max(rowid), count(*) FROM usage")
     writes = [
-        Background(app, "POST", "/api/projects", {"slug": "late"}),
-        Background(app, "PUT", "/api/uploads/late", b"late"),
-        Background(app, "PUT", "/api/users/late/preferences", {"a": 1}),
-        Background(app, "POST", "/api/chat", {"project": "project-00001", "prompt": "late"}),
-        Background(app, "GET", "/api/chat/stream?project=project-00001&prompt=late"),
-        Background(app, "DELETE", "/api/projects/project-00005"),
+        Background(shared, "POST", "/api/projects", {"slug": "late"}),
+        Background(shared, "PUT", "/api/uploads/late", b"late"),
+        Background(shared, "PUT", "/api/users/late/preferences", {"a": 1}),
+        Background(shared, "POST", "/api/chat", {"project": "project-00001", "prompt": "late"}),
+        Background(shared, "GET", "/api/chat/stream?project=project-00001&prompt=late"),
+        Background(shared, "DELETE", "/api/projects/project-00005"),
     ]
-    wait_for(lambda: app.admin("GET", "/admin/writes").json["waiting"] == len(writes))
-    assert app.call("GET", "/api/projects").status == app.call("GET", "/readyz").status == 200
-    assert app.rows("SELECT max(rowid), count(*) FROM usage") == before
-    assert not (app.root / "projects/late").exists()
-    assert not (app.root / "data/uploads/late").exists()
-    assert (app.root / "projects/project-00005").exists()
+    wait_for(lambda: shared.admin("GET", "/admin/writes").json["waiting"] == len(writes))
+    assert shared.call("GET", "/api/projects").status == shared.call("GET", "/readyz").status == 200
+    assert shared.rows("SELECT max(rowid), count(*) FROM usage") == before
+    assert not (shared.root / "projects/late").exists()
+    assert not (shared.root / "data/uploads/late").exists()
+    assert (shared.root / "projects/project-00005").exists()
     assert all(write.answer is None for write in writes)
-    renewed = app.cli("pause", "30")
+    renewed = shared.cli("pause", "30")
     assert renewed["pause_id"] == state["pause_id"]
     assert renewed["remaining_seconds"] > 29
-    assert app.cli("resume") == {"was_paused": True, "pause_id": state["pause_id"]}
+    assert shared.run("resume") == {"was_paused": True, "pause_id": state["pause_id"]}
     assert [write.result().status for write in writes] == [201, 201, 200, 200, 200, 204]
-    assert (app.root / "projects/late/project.json").exists()
-    assert app.cli("resume") == {"was_paused": False, "pause_id": None}
+    assert (shared.root / "projects/late/project.json").exists()
+    assert shared.cli("resume") == {"was_paused": False, "pause_id": None}
 
 
-def test_pause_expires_by_itself(app: Application) -> None:
+def test_pause_expires_by_itself(shared: Application) -> None:
+    audited = len(shared.log("audit"))
     started = time.monotonic()
-    app.cli("pause", "1.5")
-    write = Background(app, "PUT", "/api/uploads/late", b"late")
+    shared.cli("pause", "0.8")
+    write = Background(shared, "PUT", "/api/uploads/expired", b"late")
     assert write.result().status == 201
-    assert 1.4 < write.seconds - started < 6
-    state = app.admin("GET", "/admin/writes").json
+    assert 0.8 <= write.seconds - started < 6
+    state = shared.admin("GET", "/admin/writes").json
     assert state == {"paused": False, "pause_id": None, "remaining_seconds": 0.0, "in_flight": 0, "waiting": 0}
-    assert [entry["message"] for entry in app.log("audit")] == ["writes.pause", "writes.expire"]
+    assert [entry["message"] for entry in shared.log("audit")[audited:]] == ["writes.pause", "writes.expire"]
 
 
-def test_a_write_gives_up_waiting(stopped: Application) -> None:
-    stopped.set_limit("write_wait_seconds", 1)
-    stopped.start().cli("pause", "20")
-    answer = stopped.call("PUT", "/api/uploads/late", b"late")
+def test_a_write_gives_up_waiting(limited: Application) -> None:
+    limited.cli("pause", "20")
+    answer = limited.call("PUT", "/api/uploads/late", b"late")
     assert answer.status == 503
     assert 1 <= int(answer.headers["Retry-After"]) <= 20
-    assert not (stopped.root / "data/uploads/late").exists()
+    assert not (limited.root / "data/uploads/late").exists()
 
 
-def test_pause_returns_only_when_writes_in_flight_are_done(app: Application) -> None:
-    app.admin("POST", "/admin/faults", {"hold_lock_seconds": 1.5})
-    wait_for(lambda: "write lock is held" in json.dumps(app.log("app")))
-    write = Background(app, "PUT", "/api/uploads/busy", b"x" * 10)
-    wait_for(lambda: app.admin("GET", "/admin/writes").json["in_flight"] == 1)
-    assert app.cli("pause", "20")["in_flight"] == 0
-    assert app.rows("SELECT bytes FROM uploads WHERE path = 'data/uploads/busy'") == [(10,)]
+def test_pause_returns_only_when_writes_in_flight_are_done(shared: Application) -> None:
+    shared.hold_lock()
+    write = Background(shared, "PUT", "/api/uploads/busy", b"x" * 10)
+    wait_for(lambda: shared.admin("GET", "/admin/writes").json["in_flight"] == 1)
+    pause = Background(shared, "POST", "/admin/writes/pause", {"seconds": 20}, shared.token())
+    wait_for(lambda: shared.admin("GET", "/admin/writes").json["paused"])
+    assert pause.answer is write.answer is None
+    shared.admin("POST", "/admin/faults", {"hold_lock_seconds": 0})
+    assert (pause.result().status, pause.result().json["in_flight"]) == (200, 0)
+    assert shared.rows("SELECT bytes FROM uploads WHERE path = 'data/uploads/busy'") == [(10,)]
     assert write.result().status == 201
-    app.cli("resume")
-    app.admin("POST", "/admin/faults", {"hold_lock_seconds": 4})
-    wait_for(lambda: json.dumps(app.log("app")).count("write lock is held") == 2)
-    write = Background(app, "PUT", "/api/uploads/busy2", b"x")
-    wait_for(lambda: app.admin("GET", "/admin/writes").json["in_flight"] == 1)
-    refused = app.admin("POST", "/admin/writes/pause", {"seconds": 1})
+    shared.cli("resume")
+    shared.hold_lock()
+    write = Background(shared, "PUT", "/api/uploads/busy2", b"x")
+    wait_for(lambda: shared.admin("GET", "/admin/writes").json["in_flight"] == 1)
+    refused = shared.admin("POST", "/admin/writes/pause", {"seconds": 0.5})
     assert refused.status == 503
     assert "not paused" in refused.json["error"]
-    assert app.admin("GET", "/admin/writes").json["paused"] is False
+    state = shared.admin("GET", "/admin/writes").json
+    assert (state["paused"], state["in_flight"]) == (False, 1)
+    shared.admin("POST", "/admin/faults", {"hold_lock_seconds": 0})
     assert write.result().status == 201
 
 
@@ -716,7 +773,7 @@ def test_administration_needs_the_token(shared: Application) -> None:
     for seconds in (0, -1, 601, "5", True, None):
         assert shared.admin("POST", "/admin/writes/pause", {"seconds": seconds}).status == 400
     assert shared.admin("GET", "/admin/writes").json["paused"] is False
-    outside = {"Authorization": f"Bearer {shared.env()['ADMIN_TOKEN']}", "X-Forwarded-For": "192.0.2.7"}
+    outside = {**shared.token(), "X-Forwarded-For": "192.0.2.7"}
     assert shared.call("GET", "/admin/writes", headers=outside).status == 403
     assert shared.call("GET", "/metrics", headers=outside).status == 200
     assert shared.call("GET", "/metrics", headers={"X-Forwarded-For": "192.0.2.7"}).status == 401
@@ -726,83 +783,84 @@ def test_administration_needs_the_token(shared: Application) -> None:
 # -- faults -------------------------------------------------------------------------------------------------------
 
 
-def test_error_rate_and_unknown_faults(app: Application) -> None:
-    assert app.admin("POST", "/admin/faults", {"error_rate": 0.25}).json["error_rate"] == 0.25
-    answers = [app.call("GET", "/api/projects") for _ in range(8)]
+def test_error_rate_and_unknown_faults(shared: Application) -> None:
+    assert shared.admin("POST", "/admin/faults", {"error_rate": 0.25}).json["error_rate"] == 0.25
+    answers = [shared.call("GET", "/api/projects") for _turn in range(8)]
     assert [answer.status for answer in answers].count(500) == 2
     failed = next(answer for answer in answers if answer.status == 500)
-    errors = [entry for entry in app.log("error") if entry["request_id"] == failed.json["request_id"]]
+    errors = [entry for entry in shared.log("error") if entry["request_id"] == failed.json["request_id"]]
     assert len(errors) == 1
     assert "Traceback" in errors[0]["exception"]
     assert b"Traceback" not in failed.body
-    assert app.call("GET", "/readyz").status == 200
+    assert shared.call("GET", "/readyz").status == 200
     for body in ({"error_rate": 2}, {"nonsense": 1}, {"leak_bytes": "x"}, {"error_rate": float("nan")}):
-        assert app.admin("POST", "/admin/faults", body).status == 400
+        assert shared.admin("POST", "/admin/faults", body).status == 400
 
 
-def test_slow_provider_and_its_time_limit(stopped: Application) -> None:
-    stopped.set_limit("provider_timeout_seconds", 1)
-    stopped.set_env("FAULT_SLOW_PROVIDER_SECONDS", "0.5")
-    app, call = stopped.start(), {"project": "project-00001", "prompt": "x"}
+def test_slow_provider_and_its_time_limit(limited: Application) -> None:
+    call = {"project": "project-00001", "prompt": "x"}
+    limited.admin("POST", "/admin/faults", {"slow_provider_seconds": 0.3})
     started = time.monotonic()
-    assert app.call("POST", "/api/chat", call).status == 200
-    assert time.monotonic() - started > 0.5
-    app.admin("POST", "/admin/faults", {"slow_provider_seconds": 5})
-    before = app.rows("SELECT count(*) FROM usage")
-    assert app.call("POST", "/api/chat", call).status == 504
-    ((kind, data),) = _events(app.call("GET", "/api/chat/stream?project=project-00001&prompt=x").body)
+    assert limited.call("POST", "/api/chat", call).status == 200
+    assert time.monotonic() - started > 0.3
+    limited.admin("POST", "/admin/faults", {"slow_provider_seconds": 5})
+    before = limited.rows("SELECT count(*) FROM usage")
+    plain = Background(limited, "POST", "/api/chat", call)
+    ((kind, data),) = _events(limited.call("GET", "/api/chat/stream?project=project-00001&prompt=x").body)
     assert kind == "error"
     assert "in time" in data["error"]
-    assert app.rows("SELECT count(*) FROM usage") == before
-    assert b'operation_duration_seconds_count{error_type="timeout"' in app.call("GET", "/metrics").body
+    assert plain.result().status == 504
+    assert limited.rows("SELECT count(*) FROM usage") == before
+    assert b'operation_duration_seconds_count{error_type="timeout"' in limited.call("GET", "/metrics").body
 
 
-def test_held_lock_stops_writes_and_not_reads(stopped: Application) -> None:
-    stopped.set_env("FAULT_HOLD_LOCK_SECONDS", "60")
-    app = stopped.start()
-    wait_for(lambda: "write lock is held" in json.dumps(app.log("app")))
+def test_held_lock_stops_writes_and_not_reads(shared: Application) -> None:
+    shared.hold_lock()
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite3.connect(app.root / "data/gateway.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
-    assert app.call("GET", "/readyz").status == app.call("GET", "/api/projects").status == 200
-    answer = app.call("PUT", "/api/uploads/locked", b"x")
+        sqlite3.connect(shared.root / "data/gateway.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
+    assert shared.call("GET", "/readyz").status == shared.call("GET", "/api/projects").status == 200
+    answer = shared.call("PUT", "/api/uploads/locked", b"x")
     assert answer.status == 503
     assert answer.headers["Retry-After"]
-    assert "locked" in json.dumps(app.log("error"))
-    assert not (app.root / "data/uploads/locked").exists()
-    assert app.admin("POST", "/admin/faults", {"hold_lock_seconds": 0}).json["hold_lock_seconds"] == 0
-    assert app.call("PUT", "/api/uploads/locked", b"x").status == 201
+    assert "locked" in json.dumps(shared.log("error"))
+    assert not (shared.root / "data/uploads/locked").exists()
+    assert shared.admin("POST", "/admin/faults", {"hold_lock_seconds": 0}).json["hold_lock_seconds"] == 0
+    assert shared.call("PUT", "/api/uploads/locked", b"x").status == 201
 
 
-def test_leak(app: Application) -> None:
+def test_leak(shared: Application) -> None:
     def resident() -> float:
-        text = app.call("GET", "/metrics").body.decode()
+        text = shared.call("GET", "/metrics").body.decode()
         return float(re.search(r"^process_resident_memory_bytes (.*)$", text, re.M).group(1))  # type: ignore[union-attr]
 
     before = resident()
-    app.admin("POST", "/admin/faults", {"leak_bytes": 8 << 20})
-    for _ in range(5):
-        app.call("GET", "/healthz")
+    shared.admin("POST", "/admin/faults", {"leak_bytes": 8 << 20})
+    for _turn in range(5):
+        shared.call("GET", "/healthz")
     assert resident() - before > 32 << 20
-    app.admin("POST", "/admin/faults", {"leak_bytes": 0})
+    shared.admin("POST", "/admin/faults", {"leak_bytes": 0})
     wait_for(lambda: resident() - before < 32 << 20)
 
 
-def test_readiness_names_what_is_wrong(app: Application) -> None:
-    app.rows("UPDATE alembic_version SET version_num = '0099'")
-    answer = app.call("GET", "/readyz")
+def test_readiness_names_what_is_wrong(shared: Application) -> None:
+    shared.rows("UPDATE alembic_version SET version_num = '0099'")
+    answer = shared.call("GET", "/readyz")
     assert answer.status == 503
     assert answer.json["checks"]["database"] == "ok"
     assert "0099" in answer.json["checks"]["schema"]
-    app.rows("UPDATE alembic_version SET version_num = '0002'")
-    assert app.call("GET", "/readyz").status == 200
-    database = app.root / "data/gateway.db"
+    shared.rows("UPDATE alembic_version SET version_num = '0002'")
+    assert shared.call("GET", "/readyz").status == 200
+    database = shared.root / "data/gateway.db"
     database.rename(f"{database}.gone")
-    answer = app.call("GET", "/readyz")
+    answer = shared.call("GET", "/readyz")
+    alive, metrics, made = shared.call("GET", "/healthz"), shared.call("GET", "/metrics"), database.exists()
+    Path(f"{database}.gone").rename(database)
     assert answer.status == 503
     assert "removed or replaced" in answer.json["checks"]["database"]
-    assert app.call("GET", "/healthz").status == 200
-    assert not database.exists()
-    assert b'app_health_status{check="database"} 0.0' in app.call("GET", "/metrics").body
+    assert alive.status == 200
+    assert not made
+    assert b'app_health_status{check="database"} 0.0' in metrics.body
+    assert shared.call("GET", "/readyz").status == 200
 
 
 # -- stop and crash -----------------------------------------------------------------------------------------------
@@ -811,6 +869,7 @@ def test_readiness_names_what_is_wrong(app: Application) -> None:
 def test_stop_finishes_what_is_in_flight(stopped: Application) -> None:
     stopped.set_env("FAULT_SLOW_PROVIDER_SECONDS", "1.5")
     app = stopped.start()
+    assert app.admin("GET", "/admin/faults").json["slow_provider_seconds"] == 1.5
     write = Background(app, "POST", "/api/chat", {"project": "project-00001", "prompt": "x"})
     wait_for(lambda: b'http_server_active_requests{http_request_method="POST"} 1.0' in app.call("GET", "/metrics").body)
     assert app.stop() == 0
@@ -826,14 +885,16 @@ def test_stop_finishes_what_is_in_flight(stopped: Application) -> None:
 
 def test_stop_ends_even_if_a_request_does_not(stopped: Application) -> None:
     stopped.set_env("FAULT_SLOW_PROVIDER_SECONDS", "50")
-    stopped.set_limit("stop_grace_seconds", 2)
+    stopped.set_env("FAULT_HOLD_LOCK_SECONDS", "60")
+    stopped.set_limit("stop_grace_seconds", 1)
     app = stopped.start()
+    wait_for(lambda: "write lock is held" in json.dumps(app.log("app")))
     connection = http.client.HTTPConnection("127.0.0.1", app.port, timeout=30)
     connection.request("POST", "/api/chat", json.dumps({"project": "project-00001", "prompt": "x"}))
     wait_for(lambda: b'http_server_active_requests{http_request_method="POST"} 1.0' in app.call("GET", "/metrics").body)
     started = time.monotonic()
     assert app.stop() == 0
-    assert 1.9 < time.monotonic() - started < 8
+    assert 0.9 < time.monotonic() - started < 8
     assert "cut off" in json.dumps(app.log("error"))
     connection.close()
 
@@ -850,22 +911,21 @@ def test_stop_during_a_pause_turns_waiting_writes_away(app: Application) -> None
 def test_acknowledged_writes_survive_a_kill(app: Application, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     assert "outside the root" in app.cli("traffic", "--ledger", app.root / "ledger", code=2)
-    argv = [sys.executable, "-m", "gateway", "traffic", "--root", str(app.root), "--ledger", str(ledger)]
-    argv += ["--seconds", "3", "--rate", "200"]
+    argv = app.argv("traffic", "--ledger", ledger, "--seconds", 3, "--rate", 200)
     with subprocess.Popen(argv, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as client:
         wait_for(lambda: ledger.exists() and ledger.read_text().count("\n") > 60)
         app.stop(signal.SIGKILL)
+        (app.root / "projects/project-00001/files/.upload-left.tmp").write_bytes(b"half")
+        (app.root / "projects/.deleted-left-over/files").mkdir(parents=True)
+        app.start()  # on another port: what the client still sends fails
         summary = json.loads(client.communicate(timeout=30)[0])
     assert client.returncode == 0
     assert summary["failed"]
     assert set(summary["acknowledged"]) == {"projects", "uploads", "usage", "user_preferences"}
-    (app.root / "projects/project-00001/files/.upload-left.tmp").write_bytes(b"half")
-    (app.root / "projects/.deleted-left-over/files").mkdir(parents=True)
-    app.start()
     assert not list(app.root.rglob("*.tmp"))
     assert not list(app.root.rglob(".deleted-*"))
     assert app.rows("PRAGMA integrity_check") == [("ok",)]
-    checked = app.cli("ledger-check", "--ledger", ledger)
+    checked = app.run("ledger-check", "--ledger", ledger)
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert checked == {"checked": len(lines), "missing": [], "different": []}
     half = lines[len(lines) // 2]["time"]

@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict
+from typing import Any, Dict, Optional
 
 from .._backup.create import BackupSet, Options
 from .._backup.info import SetInfo
 from .._backup.prune import Prune
 from .._backup.restore import Restore
 from .._backup.retention import Policy
-from .._backup.source import Source
+from .._backup.source import Source, require_absolute
 from .._backup.store import Store
 from .._backup.verify import ImageCheckers, VerifySets
 from .._core.clock import Clock
@@ -52,14 +52,31 @@ def source_spec() -> Dict[str, Any]:
     }
 
 
+def require_range(params: Dict[str, Any], name: str, lowest: int, highest: Optional[int] = None) -> None:
+    """Raise :class:`OpskitError` for a number that the option does not take."""
+    value = params[name]
+    if value < lowest or (highest is not None and value > highest):
+        limits = f"from {lowest} to {highest}" if highest is not None else f"{lowest} or more"
+        raise OpskitError(f"{name} is {value}, but has to be {limits}", todo="Mend it; nothing was touched")
+
+
 def build_store(params: Dict[str, Any]) -> Store:
-    """Return the store that the parameters name."""
+    """Return the store that the parameters name. Raises :class:`OpskitError` for a path that is not absolute."""
+    require_absolute(params["store"])
+    if "lock_timeout" in params:
+        require_range(params, "lock_timeout", 0)
     return Store(params["store"], params["application"])
 
 
 def build_source(params: Dict[str, Any]) -> Source:
     """Return the application as the store sees it. Raises :class:`OpskitError` for a wrong description."""
-    paths = {name: str(path) for name, path in params["paths"].items() if path}
+    paths = {name: path for name, path in params["paths"].items() if path}
+    for name, path in paths.items():
+        if not isinstance(path, str):
+            raise OpskitError(f"{name} is not a path but {path!r}", "paths", "Name one absolute path")
+    for database in params["databases"]:
+        require_absolute(database["path"])
+    require_range(params, "database_timeout", 0)
     timeout = params["database_timeout"]
     return Source(
         paths,
@@ -77,6 +94,9 @@ def image_checkers() -> ImageCheckers:
 
 def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
     """Return the operation of the module backup_set."""
+    require_range(params, "unchanged_interval", 0)
+    require_range(params, "shrink_limit", 0, 100)
+    require_range(params, "compression_level", 1, 19)
     options = Options(
         unchanged_interval_s=params["unchanged_interval"],
         shrink_limit=params["shrink_limit"],
@@ -99,6 +119,7 @@ def backup_verify(params: Dict[str, Any], clock: Clock) -> VerifySets:
 
 def backup_restore(params: Dict[str, Any], clock: Clock) -> Restore:
     """Return the operation of the module backup_restore."""
+    require_absolute(params["state_dir"])
     return Restore(
         build_store(params),
         build_source(params),
@@ -119,7 +140,9 @@ def backup_set_info(params: Dict[str, Any], _clock: Clock) -> SetInfo:
 
 def backup_prune(params: Dict[str, Any], clock: Clock) -> Prune:
     """Return the operation of the module backup_prune. Raises :class:`OpskitError` for a policy that keeps nothing."""
+    for name in Policy._fields:
+        require_range(params, name, 0)
     policy = Policy(params["daily"], params["weekly"], params["monthly"])
-    if min(policy) < 0 or max(policy) == 0:
-        raise OpskitError("daily, weekly and monthly have to be 0 or more, and not all 0", "policy", "Mend the policy")
+    if max(policy) == 0:
+        raise OpskitError("daily, weekly and monthly are all 0", todo="Keep at least one; nothing was touched")
     return Prune(build_store(params), policy, params["delete_more_than_half"], clock, params["lock_timeout"])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import grp
 import hashlib
 import os
@@ -17,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .._core.clock import Clock, rfc3339
+from .._core.command import find_program
 from .._core.errors import present
 from .._core.files import free_bytes, hash_file, human_size, is_out_of_space
 from .._core.operation import Check, Operation
@@ -29,6 +31,7 @@ from .source import Entry, Root, Scan, Source, is_below, look
 from .store import Store
 from .verify import ImageCheckers, verify_objects
 
+DAMAGED = "its object is damaged or missing"
 ATTEMPTS = 5
 """How often a shard whose files change meanwhile is read before the backup gives up on it."""
 
@@ -77,6 +80,8 @@ class Survey(NamedTuple):
     databases: List[Live]
     database_reasons: Dict[str, str]
     warnings: List[str]
+    homes: Dict[Tuple[int, int], Tuple[str, bool]]
+    """Where a file with several names was first met: the root, and whether among its logs."""
 
 
 class BackupSet(Operation):
@@ -106,7 +111,7 @@ class BackupSet(Operation):
         self.cache: Dict[str, Dict[str, str]] = {}
         self.suspects: Set[str] = set()
         self.damage = ""
-        """What is wrong with the last set's file list."""
+        """What is wrong with the last set's own files."""
         self.survey: Optional[Survey] = None
         self.reason = ""
         self.made: Optional[Manifest] = None
@@ -130,6 +135,7 @@ class BackupSet(Operation):
     def plan(self) -> Plan:
         started = self.clock.monotonic()
         self._check_place()
+        find_program("tar", "tar")
         self._read_store()
         survey = self.survey = self._look()
         plan = Plan("created")
@@ -176,16 +182,17 @@ class BackupSet(Operation):
         self.suspects = self.store.suspects()
         if sets:
             self.last = sets[-1]
-            try:
-                self.previous = shards.previous_shards(self.last.shards, self.store.file_list(self.last))
-            except BackupError as error:
+            damage = self.store.set_damage(self.last)
+            if damage:
                 # Everything is read and stored again, so that one damaged file does not end all backups.
-                self.damage = str(error)
+                self.damage = f"set {self.last.id} is damaged, so nothing of it is relied on: {damage[0]}"
+            else:
+                self.previous = shards.previous_shards(self.last.shards, self.store.file_list(self.last))
 
     def _look(self) -> Survey:
         scanned_ns = time.time_ns()
         roots = self.source.roots()
-        survey = Survey(scanned_ns, roots, {}, [], {}, {}, [], {}, [])
+        survey = Survey(scanned_ns, roots, {}, [], {}, {}, [], {}, [], {})
         known = [] if self.last is None else self._known_undeclared(roots)
         undeclared: List[str] = []
         for root in roots:
@@ -228,6 +235,7 @@ class BackupSet(Operation):
         if scan.skipped:
             survey.warnings.append(f"{len(scan.skipped)} sockets, FIFOs or devices can't be saved, the first is {scan.skipped[0]}")
         for entries, logs in ((scan.saved, False), (scan.logs, True)):
+            self._look_for_far_links(survey, root, entries, logs)
             for group in shards.assign(self.source, root, entries, logs, self.previous):
                 survey.groups.append(group)
                 printed = shards.fingerprint(group.entries)
@@ -238,13 +246,22 @@ class BackupSet(Operation):
                 elif shards.is_settled(group.entries, survey.scanned_ns):
                     survey.prints[group.id] = printed
 
+    def _look_for_far_links(self, survey: Survey, root: Root, entries: List[Entry], logs: bool) -> None:
+        """Warn of files with names in two saved paths: an archive holds one path, so they come back as two files."""
+        for entry in entries:
+            if entry.links > 1 and entry.type == "file":
+                home = survey.homes.setdefault((entry.device, entry.inode), (root.name, logs))
+                if home != (root.name, logs):
+                    path = os.path.join(root.base, entry.path)
+                    survey.warnings.append(f"{path} has another name in {home[0]}; a restore makes two files of them")
+
     def _shard_reason(self, group: shards.Group, printed: str) -> str:
         """Say why a shard has to be stored; empty when the last set's object is good for it."""
         known = self.previous.get(group.id)
         if known is None:
             return "new"
         if known.shard.object in self.suspects or not self.store.has_object(known.shard.object, known.shard.stored_bytes):
-            return "its object is damaged or missing"
+            return DAMAGED
         cached = self.cache.get(group.id, {})
         if cached.get("tree") == known.shard.tree and cached.get("fingerprint") == printed:
             return ""
@@ -269,7 +286,7 @@ class BackupSet(Operation):
         if known is None:
             return "new"
         if known.object in self.suspects or not self.store.has_object(known.object, known.stored_bytes):
-            return "its object is damaged or missing"
+            return DAMAGED
         if (known.root, get_text(known.file, "path")) != (live.root, get_text(live.file, "path")):
             return "it lies in another place now"
         cached = self.cache.get(f"database {live.database.name}", {})
@@ -278,7 +295,7 @@ class BackupSet(Operation):
         return "" if is_image(live.database.files()[0], known) else "changed"
 
     def _last_image(self, name: str) -> Optional[Image]:
-        images = self.last.databases if self.last else []
+        images = self.last.databases if self.last and not self.damage else []
         return next((image for image in images if image.name == name), None)
 
     def _why(self, survey: Survey) -> str:
@@ -287,7 +304,7 @@ class BackupSet(Operation):
             return "the first set"
         parts = []
         logs = {group.id for group in survey.groups if group.logs}
-        changed = len(set(survey.reasons) - logs)
+        changed = sum(shard_id not in logs or reason == DAMAGED for shard_id, reason in survey.reasons.items())
         ids = {group.id for group in survey.groups}
         gone = [shard.id for shard in self.last.shards if shard.id not in ids and not shard.logs]
         names = {live.database.name for live in survey.databases}
@@ -298,7 +315,10 @@ class BackupSet(Operation):
             parts.append(f"{len(survey.database_reasons)} databases changed")
         if gone:
             parts.append(f"{len(gone)} shards or databases are gone")
-        if not parts and self.options.verify != "none" and self.store.proof(self.last.id).time is None:
+        proof = self.store.proof(self.last.id)
+        if not parts and not proof.ok:
+            parts.append(f"set {self.last.id} failed its verification")
+        elif not parts and self.options.verify != "none" and proof.time is None:
             # A run that was killed after it published, say. Such a set counts neither for retention nor as the latest.
             parts.append(f"set {self.last.id} was never verified")
         if not parts:
@@ -553,7 +573,7 @@ class BackupSet(Operation):
         place = self.store.path
         while not os.path.lexists(place):
             place = os.path.dirname(place)
-        if any(os.stat(place).st_dev == os.stat(path).st_dev for path in self.source.targets.values()):
+        if any(os.stat(place).st_dev == os.stat(path).st_dev for path in self.source.targets.values() if os.path.exists(path)):
             return [f"the store {self.store.path} is on the same file system as the data; one failing disk takes both"]
         return []
 
@@ -619,9 +639,10 @@ def read_xattrs(path: str) -> Dict[str, str]:
         return {name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode("ascii") for name in sorted(names)}
     except (FileNotFoundError, NotADirectoryError):
         raise archive.Changed(f"{path} went") from None
-    except OSError:
-        # The file system has none.
-        return {}
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return {}  # This file system has none.
 
 
 def make_records(root: Root, entries: List[Entry], contents: Dict[str, Tuple[int, str, str, str]]) -> List[Record]:

@@ -13,6 +13,8 @@ from .._core.files import exchange, fsync_dir, move_new, publish_json, read_json
 from .errors import BackupError
 from .manifest import get_text, put_text
 
+STAGING = "staging"
+"""The copy is being put beside the live state; what is there of it is worth nothing yet."""
 STAGED = "staged"
 """The copy lies beside the live state, which is untouched."""
 EXCHANGING = "exchanging"
@@ -23,6 +25,8 @@ ROLLING_BACK = "rolling back"
 """Some may be undone: a rerun undoes the rest."""
 ROLLED_BACK = "rolled back"
 
+PHASES = (STAGING, STAGED, EXCHANGING, COMMITTED, ROLLING_BACK, ROLLED_BACK)
+
 # What renameat2(2) says where a file system knows no exchange.
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -32,7 +36,7 @@ class Swap:
 
     :param live: the path that the application uses
     :param staged: the path beside it
-    The inodes are those before: None where nothing was. Exactly one of live and staged may be missing.
+    The inodes are those before: None where nothing was. At most one of the two may be missing.
     """
 
     def __init__(self, live: str, staged: str, live_inode: Optional[int], staged_inode: Optional[int]) -> None:
@@ -122,13 +126,15 @@ class Carry:
 
     :param live: the path as the application uses it
     :param staged: the same path in the staged tree; nothing may be there
+    :param precious: it holds logs, so that none of it is given up
     Both name what they say only while the trees around them are where they were before the exchange. What is moved is
     known by its name alone: an application makes its sockets and pid files anew each time.
     """
 
-    def __init__(self, live: str, staged: str) -> None:
+    def __init__(self, live: str, staged: str, precious: bool) -> None:
         self.live = live
         self.staged = staged
+        self.precious = precious
 
     def do(self) -> None:
         """Move it into the staged tree. Raises :class:`OSError`."""
@@ -139,13 +145,24 @@ class Carry:
         return inode(self.staged) is None
 
     def undo(self) -> None:
-        """Move it back, if it is there. Raises :class:`OSError`."""
-        if not self.is_undone() and inode(self.live) is None:
+        """Move it back, if it is there. Raises :class:`OSError`.
+
+        Where the application has made another one meanwhile, logs are put beside that one; anything else is left to be
+        removed with the staged tree.
+        """
+        if self.is_undone():
+            return
+        if inode(self.live) is None:
             _move_keeping_time(self.staged, self.live)
+        elif self.precious:
+            number = 1
+            while inode(f"{self.live}.kept-{number}") is not None:
+                number += 1
+            _move_keeping_time(self.staged, f"{self.live}.kept-{number}")
 
     def as_json(self) -> Dict[str, Any]:
         """Return what the journal holds."""
-        value: Dict[str, Any] = {"carry": True}
+        value: Dict[str, Any] = {"carry": True, "precious": self.precious}
         put_text(value, "live", self.live)
         put_text(value, "staged", self.staged)
         return value
@@ -156,7 +173,9 @@ Step = Union[Swap, Carry]
 
 def _step_from_json(value: Dict[str, Any]) -> Step:
     live, staged = get_text(value, "live"), get_text(value, "staged")
-    return Carry(live, staged) if "carry" in value else Swap(live, staged, value["live_inode"], value["staged_inode"])
+    if "carry" in value:
+        return Carry(live, staged, value["precious"])
+    return Swap(live, staged, value["live_inode"], value["staged_inode"])
 
 
 def _move(source: str, target: str) -> None:
@@ -180,49 +199,78 @@ def _move_keeping_time(source: str, target: str) -> None:
 
 
 class Journal:
-    """The one file that says how far a restore has come. Fsynced before each step that it announces."""
+    """The one file that says how far a restore has come. Fsynced before each step that it announces.
 
-    def __init__(self, path: str, set_id: str, phase: str, stages: List[str], steps: List[Step]) -> None:
+    :param store: identity of the store that the set is from
+    :param label: what the names of this restore's staging folders begin with
+    :param stages: the folders that hold the staged copy, and after the exchange the old state
+    :param previous: the journal of the restore before, as long as that can still be gone back from
+    """
+
+    def __init__(
+        self, path: str, store: str, label: str, set_id: str, stages: List[str], previous: Optional[Dict[str, Any]] = None
+    ) -> None:
         self.path = path
+        self.store = store
+        self.label = label
         self.set_id = set_id
-        self.phase = phase
         self.stages = stages
-        """The folders that hold the staged copy, and after the exchange the old state."""
-        self.steps = steps
+        self.previous = previous
+        self.phase = STAGING
+        self.steps: List[Step] = []
 
     @classmethod
-    def read(cls, path: str) -> Optional[Journal]:
-        """Return the journal, None when there is none."""
+    def read(cls, path: str, store: str) -> Optional[Journal]:
+        """Return the journal, None when there is none. Raises :class:`BackupError` for a damaged one or another store's."""
         try:
             value = read_json(path)
         except FileNotFoundError:
             return None
         try:
-            return cls(
-                path,
-                value["set"],
-                value["phase"],
-                [get_text(stage, "path") for stage in value["stages"]],
-                [_step_from_json(step) for step in value["steps"]],
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            journal = cls.from_json(path, value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BackupError(
                 f"the record of the last restore is damaged ({error!r})",
                 path,
                 "See that the live state is whole, move this file away, and run again",
             ) from None
+        if journal.store != store:
+            raise BackupError("the last restore recorded here was from another store", path, "Give each application a state_dir of its own")
+        return journal
 
-    def write(self, phase: str) -> None:
-        """Record a phase, durably."""
-        self.phase = phase
+    @classmethod
+    def from_json(cls, path: str, value: Dict[str, Any]) -> Journal:
+        """Read what :meth:`as_json` wrote. Raises what a wrong shape raises."""
+        stages = [get_text(stage, "path") for stage in value["stages"]]
+        journal = cls(path, value["store"], value["label"], value["set"], stages, value["previous"])
+        journal.phase = PHASES[PHASES.index(value["phase"])]
+        journal.steps = [_step_from_json(step) for step in value["steps"]]
+        return journal
+
+    def as_json(self) -> Dict[str, Any]:
+        """Return what is written."""
         stages: List[Dict[str, Any]] = []
         for stage in self.stages:
             stages.append({})
             put_text(stages[-1], "path", stage)
-        publish_json(
-            self.path,
-            {"set": self.set_id, "phase": phase, "stages": stages, "steps": [step.as_json() for step in self.steps]},
-        )
+        return {
+            "store": self.store,
+            "label": self.label,
+            "set": self.set_id,
+            "phase": self.phase,
+            "stages": stages,
+            "steps": [step.as_json() for step in self.steps],
+            "previous": self.previous,
+        }
+
+    def write(self, phase: str) -> None:
+        """Record a phase, durably."""
+        self.phase = phase
+        publish_json(self.path, self.as_json())
+
+    def before(self) -> Optional[Journal]:
+        """Return the journal of the restore before."""
+        return Journal.from_json(self.path, self.previous) if self.previous is not None else None
 
     @property
     def is_interrupted(self) -> bool:

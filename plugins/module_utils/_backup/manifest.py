@@ -106,6 +106,11 @@ class Manifest(NamedTuple):
                 shards=[Shard(**shard) for shard in value["shards"]],
                 databases=[Image(**image) for image in value["databases"]],
             )
+            # What every reader of a manifest takes for granted.
+            for root in value["roots"].values():
+                root["type"], root["files"], root["bytes"]
+            for image in value["databases"]:
+                image.facts["bytes"], image.facts["sha256"], image.file["mode"], image.file["mtime_ns"]
             return cls(**value)
         except (KeyError, TypeError, ValueError) as error:
             raise BackupError(f"this is no manifest ({error})", path) from None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import grp
 import os
 import pwd
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock
+from .._core.command import find_program
 from .._core.errors import present
 from .._core.files import free_bytes, fsync_dir, hash_file, human_size, is_out_of_space, make_dir, remove_tree, sync_filesystem
 from .._core.lock import flock
@@ -23,14 +25,12 @@ from .._core.processes import holders
 from . import archive
 from .create import is_image, read_xattrs, restore_order, summary
 from .errors import BackupError
-from .exchange import COMMITTED, EXCHANGING, ROLLED_BACK, ROLLING_BACK, STAGED, Carry, Journal, Step, Swap, inode
+from .exchange import COMMITTED, EXCHANGING, ROLLED_BACK, ROLLING_BACK, STAGED, STAGING, Carry, Journal, Step, Swap, inode
 from .manifest import Image, Manifest, Record, get_text
-from .source import STAGING, Entry, Root, Source, is_below, look
+from .source import STAGE_FOLDER, Entry, Root, Source, is_below, look
 from .store import Store
 from .verify import ImageCheckers
 
-PARTIAL = ".partial"
-"""Ending of a staging folder that is still being filled."""
 EXTRACT_S = 24 * 3600
 """Seconds that one shard may take to extract."""
 
@@ -101,12 +101,13 @@ class Restore(Operation):
         self.targets: List[Target] = []
         self.placed: List[Placed] = []
         self.log_shards: Set[str] = set()
+        self.label = ""
         self.recovered = ""
         self.warnings: List[str] = []
         self.phases: Dict[str, float] = {}
         self._ids: Dict[str, int] = {}
         for name, path in source.targets.items():
-            if is_below(os.path.realpath(state_dir), path):
+            if os.path.realpath(state_dir) == path or is_below(os.path.realpath(state_dir), path):
                 raise BackupError(
                     f"the folder for the record of restores lies inside {name}, which a restore exchanges",
                     state_dir,
@@ -125,7 +126,7 @@ class Restore(Operation):
 
     def plan(self) -> Plan:
         self.store.open()
-        self.journal = Journal.read(self.journal_path)
+        self.journal = Journal.read(self.journal_path, self.store.uuid)
         plan = Plan(self.state)
         if self.journal is not None and self.journal.is_interrupted:
             plan.add("undo interrupted exchange", self.journal.set_id, f"a run died while {self.journal.phase}")
@@ -141,7 +142,10 @@ class Restore(Operation):
 
     def _plan_rollback(self, plan: Plan) -> None:
         journal = self.journal
-        if journal is None or journal.phase == STAGED:
+        if journal is not None and journal.phase in (STAGING, STAGED):
+            # What was only staged does not take the way back from the restore before it.
+            journal = self.journal = journal.before()
+        if journal is None:
             raise BackupError("there is no restore to go back from", self.state_dir, "Nothing has to be done")
         if journal.phase == COMMITTED:
             for step in journal.steps:
@@ -161,18 +165,19 @@ class Restore(Operation):
 
     def _stages(self) -> List[str]:
         """Return all folders with staged or old state beside the targets, of earlier restores too."""
-        found: Set[str] = set(self.journal.stages if self.journal else [])
+        found: Set[str] = set()
+        journal = self.journal
+        while journal is not None:
+            found.update(journal.stages)
+            journal = journal.before()
         parents = {os.path.dirname(path) for path in self.source.outermost().values()}
         parents.update(os.path.dirname(database.files()[0]) for database in self.source.databases)
         for parent in parents:
-            folder = os.path.join(parent, STAGING, self._label())
+            # Named after the store: several applications may have paths side by side.
+            folder = os.path.join(parent, STAGE_FOLDER, self.store.uuid)
             if os.path.isdir(folder):
                 found.update(os.path.join(folder, name) for name in os.listdir(folder))
         return sorted(found)
-
-    def _label(self) -> str:
-        """The store's id: several applications may have paths side by side."""
-        return self.store.uuid
 
     def _plan_restore(self, plan: Plan) -> None:
         manifest = self.manifest = self.store.find(self.which)
@@ -191,21 +196,25 @@ class Restore(Operation):
         damage = self.store.set_damage(manifest)
         if damage:
             raise BackupError(f"set {manifest.id} is damaged: {damage[0]}", self.store.path, "Name another set")
+        find_program("tar", "tar")
         self.records = self.store.file_list(manifest)
-        self._place(manifest)
+        journal = self.journal
+        reuse = journal is not None and journal.phase == STAGED and journal.set_id == manifest.id
+        label = journal.label if journal is not None and reuse else f"{manifest.id}.{self.clock.token()}"
+        self._place(manifest, label)
         self._check_targets()
         unknown = sorted(set(self.source.outermost()) - set(manifest.roots))
         if unknown:
             self.warnings.append(f"set {manifest.id} does not hold {', '.join(unknown)}; left as it is")
         if self.state == "staged":
-            if not self._is_staged(manifest):
+            if not self._is_staged(reuse):
                 self._plan_staging(plan, manifest)
             return
         differences = {target.name: self._difference(target) for target in self.targets}
-        wrong = [placed for placed in self.placed if not is_image(placed.live, placed.image)]
-        if not any(differences.values()) and not wrong and not plan.changes:
+        wrong = {placed.live: self._database_difference(placed) for placed in self.placed}
+        if not any(differences.values()) and not any(wrong.values()) and not plan.changes:
             return
-        if not self._is_staged(manifest):
+        if not self._is_staged(reuse):
             self._plan_staging(plan, manifest)
         for target in self.targets:
             for kept in self._kept(target):
@@ -213,13 +222,14 @@ class Restore(Operation):
             plan.add("exchange", target.live, differences[target.name] or "equal, exchanged with the others")
         for placed in self.placed:
             if placed.stage:
-                plan.add("exchange", placed.live, "the database is not that of the set" if placed in wrong else "equal")
+                plan.add("exchange", placed.live, wrong[placed.live] or "equal, exchanged with the others")
 
-    def _place(self, manifest: Manifest, ending: str = "") -> None:
+    def _place(self, manifest: Manifest, label: str) -> None:
         """Decide where everything goes.
 
-        :param ending: of the staging folders' names
+        :param label: what the staging folders' names begin with
         """
+        self.label = label
         paths = self.source.outermost()
         self.targets, self.placed = [], []
         for name, root in sorted(manifest.roots.items()):
@@ -230,7 +240,7 @@ class Restore(Operation):
                     f"Name {name} under paths",
                 )
             live = paths[name]
-            stage = os.path.join(os.path.dirname(live), STAGING, self._label(), f"{manifest.id}-{name}{ending}")
+            stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-{name}")
             self.targets.append(Target(name, root["type"] == "file", live, stage))
         declared = {database.name: database.files()[0] for database in self.source.databases}
         targets = {target.name: target for target in self.targets}
@@ -251,7 +261,7 @@ class Restore(Operation):
                 staged = os.path.join(home.staged, os.path.relpath(live, home.live))
                 self.placed.append(Placed(image, live, staged, ""))
             else:
-                stage = os.path.join(os.path.dirname(live), STAGING, self._label(), f"{manifest.id}-database-{image.name}{ending}")
+                stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-database-{image.name}")
                 self.placed.append(Placed(image, live, os.path.join(stage, os.path.basename(live)), stage))
 
     def _check_targets(self) -> None:
@@ -270,6 +280,16 @@ class Restore(Operation):
                     inside[0],
                     "Unmount it for the restore, or name paths below the mount point in the description",
                 )
+        for target in self.targets:
+            types = {path: value["type"] for path, value in self._wanted(target, logs=True)}
+            for kept in self._kept(target):
+                for parent in _parents(os.path.relpath(kept, target.live)):
+                    if types.get(parent, "dir") != "dir":
+                        raise BackupError(
+                            f"this stays through a restore, but in set {self._set().id} {parent!r} on the way to it is a {types[parent]}",
+                            kept,
+                            "Take it out of logs and volatile for this restore, or name another set",
+                        )
         if os.geteuid() != 0:
             foreign = sum(value["uid"] != os.geteuid() for value in self.records)
             if foreign:
@@ -300,12 +320,9 @@ class Restore(Operation):
                     "Free space here, or remove what an earlier restore kept aside (state purged)",
                 )
 
-    def _is_staged(self, manifest: Manifest) -> bool:
-        journal = self.journal
+    def _is_staged(self, reuse: bool) -> bool:
         return (
-            journal is not None
-            and journal.phase == STAGED
-            and journal.set_id == manifest.id
+            reuse
             and all(os.path.lexists(target.staged) for target in self.targets)
             and all(os.path.lexists(placed.staged) for placed in self.placed)
         )
@@ -340,6 +357,9 @@ class Restore(Operation):
         live = {entry.path: entry for entry in self.source.scan(root, others).saved}
         wanted = dict(self._wanted(target, logs=False))
         gone, extra = set(wanted) - set(live), set(live) - set(wanted)
+        for kept in self._kept(target):
+            # A folder that is there for the sake of what is not restored.
+            extra.difference_update(_parents(os.path.relpath(kept, target.live)))
         if gone or extra:
             return f"{len(gone)} paths of the set are missing, {len(extra)} are not in the set"
         wrong = [path for path in sorted(wanted) if self._wrong(root.base, path, wanted[path], live[path], wanted, False)]
@@ -358,13 +378,12 @@ class Restore(Operation):
             return f"it is a {entry.type}, not a {value['type']}"
         if entry.type == "file" and entry.size != value["size"]:
             return f"it has {entry.size} bytes, not {value['size']}"
-        if entry.mode != value["mode"] and entry.type != "symlink":
-            return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
         # A log that was written to while it was read has the time of that moment.
         if entry.mtime_ns != value["mtime_ns"] and value["shard"] not in self.log_shards:
             return f"it was modified at {entry.mtime_ns} ns, not at {value['mtime_ns']} ns"
-        if os.geteuid() == 0 and (entry.uid, entry.gid) != self._owner_ids(value):
-            return f"it belongs to {entry.uid}:{entry.gid}, not to {self._owner_ids(value)}"
+        rights = self._wrong_rights(os.path.join(base, path), value, entry, deep)
+        if rights:
+            return rights
         link = get_text(value, "link")
         if link and link in wanted and inode(os.path.join(base, link)) != entry.inode:
             return f"it is not another name of {link!r}"
@@ -375,9 +394,23 @@ class Restore(Operation):
             return "it points elsewhere"
         if entry.type == "file" and not link and hash_file(full) != value["sha256"]:
             return "it has other content"
-        if read_xattrs(full) != value.get("xattrs", {}):
+        return ""
+
+    def _wrong_rights(self, full: str, value: Record, entry: Entry, deep: bool) -> str:
+        if entry.mode != value["mode"] and entry.type != "symlink":
+            return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
+        if os.geteuid() == 0 and (entry.uid, entry.gid) != self._owner_ids(value):
+            return f"it belongs to {entry.uid}:{entry.gid}, not to {self._owner_ids(value)}"
+        if deep and _own_xattrs(read_xattrs(full)) != _own_xattrs(value.get("xattrs", {})):
             return "it has other extended attributes"
         return ""
+
+    def _database_difference(self, placed: Placed) -> str:
+        """Say how a live database differs from the set's image; empty when it does not."""
+        entry = look("/", placed.live)
+        if entry is None or not is_image(placed.live, placed.image):
+            return "the database is not that of the set"
+        return self._wrong_rights(placed.live, placed.image.file, entry, True)
 
     def _owner_ids(self, value: Record) -> Tuple[int, int]:
         return self._id("user", value["user"], value["uid"]), self._id("group", value["group"], value["gid"])
@@ -426,33 +459,35 @@ class Restore(Operation):
         self.phases[name] = round(self.clock.monotonic() - started, 3)
 
     def _recover(self, journal: Journal) -> None:
+        self._require_unused()
         was = journal.phase
         journal.undo()
-        journal.write(ROLLED_BACK if was == ROLLING_BACK else STAGED)
+        journal.write(STAGED if was == EXCHANGING and self.state != "rolled_back" else ROLLED_BACK)
         self.recovered = "the interrupted exchange was undone" if was == EXCHANGING else "the interrupted way back was finished"
 
     def _stage(self) -> None:
-        manifest = self._set()
-        if self.journal is not None and self.journal.phase == STAGED:
-            for stage in self.journal.stages:
-                remove_tree(stage)
-        for stage in self._stages():
-            if stage.endswith(PARTIAL):
-                remove_tree(stage)
-        finals = self._stage_folders()
-        self._place(manifest, PARTIAL)
-        partials = self._stage_folders()
+        manifest, last = self._set(), self.journal
+        stages = self._stage_folders()
+        if last is not None and last.phase in (STAGING, STAGED):
+            discarded, previous = last.stages, last.previous
+        else:
+            discarded, previous = [], last.as_json() if last is not None else None
+        # From here on a copy that is being filled, or removed, never counts as one.
+        self.journal = Journal(self.journal_path, self.store.uuid, self.label, manifest.id, stages, previous)
+        self.journal.write(STAGING)
         try:
-            for stage in partials:
+            for stage in discarded:
+                remove_tree(stage)
+            for stage in stages:
                 make_dir(os.path.dirname(os.path.dirname(stage)))
                 make_dir(os.path.dirname(stage))
                 make_dir(stage)
             self._extract(manifest)
             self._check_staged()
-            for stage in partials:
+            for stage in stages:
                 sync_filesystem(stage)
         except BaseException as error:
-            for stage in partials:
+            for stage in stages:
                 remove_tree(stage)
             if isinstance(error, OSError) and is_out_of_space(error):
                 raise BackupError(
@@ -461,18 +496,7 @@ class Restore(Operation):
                     "Free space there and run again",
                 ) from None
             raise
-        for final in finals:
-            if os.path.lexists(final):
-                # An earlier restore of this set keeps its old state here: that moves aside, it is never lost.
-                os.rename(final, f"{final}.{self.clock.now().strftime('%Y%m%dT%H%M%SZ')}-{self.clock.token()}")
-                fsync_dir(os.path.dirname(final))
-        self._place(manifest)
-        # From here on what has the final names is ours to remove; it counts as staged once all of them are there.
-        self.journal = Journal(self.journal_path, manifest.id, STAGED, finals, [])
         self.journal.write(STAGED)
-        for partial, final in zip(partials, finals):
-            os.rename(partial, final)
-            fsync_dir(os.path.dirname(final))
 
     def _stage_folders(self) -> List[str]:
         return [target.stage for target in self.targets] + [placed.stage for placed in self.placed if placed.stage]
@@ -497,8 +521,13 @@ class Restore(Operation):
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             jobs = [pool.submit(extract, shard.object, shard.root) for shard in files]
             jobs.extend(pool.submit(self._place_image, placed) for placed in self.placed)
-            for job in jobs:
-                job.result()
+            try:
+                for job in jobs:
+                    job.result()
+            finally:
+                # A failure does not wait for the work that is still queued.
+                for job in jobs:
+                    job.cancel()
         for shard in trees:
             extract(shard.object, shard.root)
         for target in self.targets:
@@ -522,6 +551,7 @@ class Restore(Operation):
         if os.geteuid() == 0:
             os.chown(placed.staged, *self._owner_ids(value))
         os.chmod(placed.staged, value["mode"])
+        _set_xattrs(placed.staged, _own_xattrs(value.get("xattrs", {})))
         os.utime(placed.staged, ns=(value["mtime_ns"], value["mtime_ns"]))
         handle = os.open(placed.staged, os.O_RDONLY)
         try:
@@ -555,6 +585,11 @@ class Restore(Operation):
 
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             wrong = [reason for reason in pool.map(check, work, chunksize=64) if reason]
+        for placed in self.placed:
+            entry = look("/", placed.staged)
+            reason = self._wrong_rights(placed.staged, placed.image.file, entry, True) if entry else "it is missing"
+            if reason:
+                wrong.append(f"database {placed.image.name}: {reason}")
         if wrong:
             raise BackupError(
                 f"{len(wrong)} staged paths are not what set {self._set().id} says, first {wrong[0]}",
@@ -568,11 +603,13 @@ class Restore(Operation):
         steps: List[Step] = []
         for target in self.targets:
             for kept in self._kept(target):
-                inner = os.path.join(target.staged, os.path.relpath(kept, target.live))
+                rest = os.path.relpath(kept, target.live)
+                for parent in _parents(rest):
+                    _make_like(os.path.join(target.staged, parent), os.path.join(target.live, parent))
+                inner = os.path.join(target.staged, rest)
                 # Where the live one appeared only after staging, the set's copy of it gives way.
                 remove_tree(inner)
-                os.makedirs(os.path.dirname(inner), exist_ok=True)
-                steps.append(Carry(kept, inner))
+                steps.append(Carry(kept, inner, kept in self.source.logs))
             self._set_folder_times(target)
             steps.append(Swap.planned(target.live, target.staged))
         for placed in self.placed:
@@ -590,6 +627,7 @@ class Restore(Operation):
             journal.undo()
             journal.write(STAGED)
             raise
+        journal.previous = None
         journal.write(COMMITTED)
 
     def _require_unused(self) -> None:
@@ -619,19 +657,22 @@ class Restore(Operation):
             journal.write(ROLLED_BACK)
 
     def _purge(self) -> None:
-        for stage in self._stages():
+        stages = self._stages()
+        # First the record goes: from then on nobody takes what is being removed for a state to go back to.
+        if os.path.exists(self.journal_path):
+            os.unlink(self.journal_path)
+            fsync_dir(self.state_dir)
+        self.journal = None
+        for stage in stages:
             remove_tree(stage)
             for folder in (os.path.dirname(stage), os.path.dirname(os.path.dirname(stage))):
                 if os.path.isdir(folder) and not os.listdir(folder):
                     os.rmdir(folder)
-        if os.path.exists(self.journal_path):
-            os.unlink(self.journal_path)
-            fsync_dir(self.state_dir)
 
     # verify ---------------------------------------------------------------------------------------
 
     def verify(self) -> List[Check]:
-        journal = Journal.read(self.journal_path)
+        journal = Journal.read(self.journal_path, self.store.uuid)
         if self.state == "purged":
             left = [stage for stage in self._stages() if os.path.lexists(stage)]
             return [Check("nothing is kept aside", not left, ", ".join(left))]
@@ -653,11 +694,14 @@ class Restore(Operation):
             ]
             checks.append(Check(f"{target.name} is that of the set", not wrong, "; ".join(wrong[:3])))
         for placed in self.placed:
-            checks.append(Check(f"database {placed.image.name} is that of the set", is_image(placed.live, placed.image), placed.live))
+            reason = self._database_difference(placed)
+            checks.append(Check(f"database {placed.image.name} is that of the set", not reason, reason or placed.live))
         return checks
 
     def result(self) -> Dict[str, Any]:
-        journal = Journal.read(self.journal_path)
+        journal = Journal.read(self.journal_path, self.store.uuid)
+        if journal is not None and journal.phase in (STAGING, STAGED):
+            journal = journal.before()
         kept = journal.stages if journal is not None and journal.phase in (COMMITTED, ROLLED_BACK) else []
         return {
             "set": summary(self.store, self.manifest) if self.manifest else None,
@@ -666,6 +710,35 @@ class Restore(Operation):
             "phases": self.phases,
             "warnings_": self.warnings,
         }
+
+
+def _parents(path: str) -> List[str]:
+    """Return the folders above a relative path, the outermost first."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def _make_like(folder: str, model: str) -> None:
+    """Make a folder that is missing, with the rights of another one."""
+    if not os.path.lexists(folder):
+        state = os.stat(model)
+        os.mkdir(folder, 0o700)
+        if os.geteuid() == 0:
+            os.chown(folder, state.st_uid, state.st_gid)
+        os.chmod(folder, stat.S_IMODE(state.st_mode))
+
+
+def _own_xattrs(values: Dict[str, str]) -> Dict[str, str]:
+    """Return those extended attributes that this process may set (xattr(7))."""
+    return {name: value for name, value in values.items() if os.geteuid() == 0 or name.startswith(("user.", "system."))}
+
+
+def _set_xattrs(path: str, values: Dict[str, str]) -> None:
+    """Give a file these extended attributes and no others: it may have inherited an ACL from its folder."""
+    for name in set(_own_xattrs(read_xattrs(path))) - set(values):
+        os.removexattr(path, name)
+    for name, value in values.items():
+        os.setxattr(path, name, base64.b64decode(value))
 
 
 def _mount_points() -> List[str]:

@@ -13,7 +13,7 @@ from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from .._core.protocols import DatabaseSource
 from .errors import BackupError
 
-STAGING = ".opskit-restore"
+STAGE_FOLDER = ".opskit-restore"
 """Name of the folder beside a restored path in which its copy is staged and its old state is kept; never saved."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
@@ -90,14 +90,14 @@ class Source:
         databases: Sequence[DatabaseSource] = (),
     ) -> None:
         for path in [*paths.values(), *logs, *volatile, *filter(None, [projects])]:
-            if not os.path.isabs(path):
-                raise BackupError("this path is not absolute", path, "Write it from the root directory on")
+            require_absolute(path)
         self.targets = {name: os.path.realpath(path) for name, path in paths.items()}
         self.projects = os.path.realpath(projects) if projects else None
         self.logs = [os.path.realpath(path) for path in logs]
         self.volatile = [os.path.realpath(path) for path in volatile]
         self.databases = list(databases)
         self._check_names()
+        self._check_places()
 
     def _check_names(self) -> None:
         if not self.targets:
@@ -118,6 +118,24 @@ class Source:
             if names.count(name) > 1:
                 raise BackupError(f"two databases are named {name}", todo="Give each its own name")
 
+    def _check_places(self) -> None:
+        """Refuse what could be saved but not restored."""
+        files: Dict[str, str] = {}
+        for database in self.databases:
+            path = database.files()[0]
+            if path in files:
+                raise BackupError(f"{files[path]} and {database.name} are the same database", path, "Name it once")
+            files[path] = database.name
+            for volatile in self.volatile:
+                if path == volatile or is_below(path, volatile):
+                    raise BackupError(f"the database {database.name} lies in a volatile path", path, "Take that out of volatile")
+        for name, path in self.targets.items():
+            if path in files:
+                raise BackupError(f"{name} is a database", path, "Name it under databases alone")
+            for kind, others in (("logs", self.logs), ("volatile", self.volatile)):
+                if any(path == other or is_below(path, other) for other in others):
+                    raise BackupError(f"{name} lies in a path that is named under {kind} too", path, f"Take it out of {kind}")
+
     def outermost(self) -> Dict[str, str]:
         """Return the paths that do not lie inside another one; those inside are saved with the outer one."""
         return {
@@ -129,7 +147,8 @@ class Source:
     def roots(self) -> List[Root]:
         """Return what is to be saved, each path there and of a kind that can be saved. Raises :class:`BackupError`."""
         roots = []
-        for name, path in sorted(self.outermost().items()):
+        outermost = self.outermost()
+        for name, path in sorted(self.targets.items()):
             try:
                 mode = os.stat(path).st_mode
             except FileNotFoundError:
@@ -138,7 +157,10 @@ class Source:
                 ) from None
             if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
                 raise BackupError(f"{name} is neither a folder nor a file", path, "Mend the description")
-            roots.append(Root(name, path, stat.S_ISREG(mode)))
+            if stat.S_ISREG(mode) and _is_sqlite(path, os.stat(path)):
+                raise BackupError(f"{name} is an SQLite database", path, "Name it under databases instead")
+            if name in outermost:
+                roots.append(Root(name, path, stat.S_ISREG(mode)))
         return roots
 
     def is_log(self, path: str) -> bool:
@@ -172,7 +194,7 @@ class Source:
         while folders:
             folder, prefix, in_logs = folders.pop()
             for name, path, state in _list(folder):
-                if path in skip or name == STAGING:
+                if path in skip or name == STAGE_FOLDER:
                     continue
                 log = in_logs or (bool(self.logs) and path in self.logs)
                 entries = found.logs if log else found.saved
@@ -186,6 +208,12 @@ class Source:
         found.saved.sort()
         found.logs.sort()
         return found
+
+
+def require_absolute(path: str) -> None:
+    """Raise :class:`BackupError` for a path that is relative, or that no path can be."""
+    if not os.path.isabs(path) or "\0" in path:
+        raise BackupError("this path is not absolute", repr(path)[1:-1], "Write it from the root directory on")
 
 
 def is_below(path: str, folder: str) -> bool:

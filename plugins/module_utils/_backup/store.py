@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import subprocess
+import time
 import uuid
 from contextlib import contextmanager
 from datetime import datetime
@@ -26,6 +27,7 @@ from .manifest import VERSION, Manifest, Record, dump_records, load_records
 FORMAT = "opskit-backup-store"
 SET_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}\Z")
 FOLDERS = ("objects", "sets", "proofs", "bad", "trash", "tmp", "cache")
+ABANDONED_S = 24 * 3600
 LEVELS = ("none", "stored", "content")
 """How far a set was proven, in rising order."""
 
@@ -152,7 +154,10 @@ class Store:
         if not SET_ID.match(set_id) or not os.path.exists(path):
             raise BackupError(f"there is no set {set_id}", self.path, "List the sets with backup_set_info")
         try:
-            return Manifest.from_json(read_json(path), path)
+            manifest = Manifest.from_json(read_json(path), path)
+            if manifest.id != set_id:
+                raise BackupError(f"it says that it is set {manifest.id}", path)
+            return manifest
         except OpskitError as error:
             raise BackupError(
                 f"the manifest of set {set_id} can't be read ({error.what})",
@@ -204,13 +209,13 @@ class Store:
                 for line in stream:
                     value, _spaces, name = line.rstrip("\n").partition("  ")
                     listed[name] = value
-            names = {"manifest.json", "restore.sh", os.path.basename(self.list_path(manifest.id))}
-            wrong.extend(
-                f"{name} is not what was written" for name in sorted(names) if hash_file(os.path.join(folder, name)) != listed.get(name)
-            )
+            own = {"manifest.json", "restore.sh", os.path.basename(self.list_path(manifest.id))}
+            for name in sorted(own):
+                if hash_file(os.path.join(folder, name)) != listed.pop(name, ""):
+                    wrong.append(f"{name} is not what was written")
         except (FileNotFoundError, ValueError) as error:
             return [f"SHA256SUMS can't be read ({error})"]
-        if {name.rpartition("/")[2] for name in set(listed) - names} != set(manifest.objects):
+        if listed != {f"../../objects/{name[:2]}/{name}": name.split(".")[0] for name in manifest.objects}:
             wrong.append("SHA256SUMS lists other objects than the manifest")
         if manifest.store != self.uuid or manifest.application != self.application:
             wrong.append("it was made for another store")
@@ -279,9 +284,13 @@ class Store:
         return name
 
     def sweep(self) -> None:
-        """Remove what an interrupted run left in tmp/. Only for the one writer."""
+        """Remove what an interrupted run left. Only for the one writer."""
         for name in os.listdir(self.at("tmp")):
             remove_tree(self.at("tmp", name))
+        for name in os.listdir(self.at("cache")):
+            # A rehearsal of a verification takes no lock, so only what no run can be using any more goes.
+            if name.startswith("verify-") and time.time() - os.lstat(self.at("cache", name)).st_mtime > ABANDONED_S:
+                remove_tree(self.at("cache", name))
 
     # proofs ---------------------------------------------------------------------------------------
 
@@ -294,7 +303,8 @@ class Store:
         path = os.path.join(folder, names[-1])
         try:
             value = read_json(path)
-            return Proof(value["level"], value["ok"], parse_rfc3339(value["time"]), value["failures"])
+            failures = [{"object": str(item["object"]), "reason": str(item["reason"])} for item in value["failures"]]
+            return Proof(LEVELS[LEVELS.index(value["level"])], bool(value["ok"]), parse_rfc3339(value["time"]), failures)
         except (OpskitError, KeyError, TypeError, ValueError) as error:
             raise BackupError(f"this proof is damaged ({error})", path, "Remove it and verify the set again") from None
 
@@ -327,6 +337,8 @@ class Store:
         verdicts = [(manifest, self.proof(manifest.id)) for manifest in self.sets()]
         found: Set[str] = set()
         for _manifest, bad in verdicts:
+            if not bad.failures:
+                continue
             healed: Set[str] = set()
             for manifest, good in verdicts:
                 if good.ok and good.time and bad.time and good.time > bad.time and LEVELS.index(good.level) >= LEVELS.index(bad.level):
@@ -342,7 +354,9 @@ class Store:
             value = read_json(self.at("cache", "fingerprints.json"))
         except (FileNotFoundError, OpskitError):
             return {}
-        return value if isinstance(value, dict) else {}
+        if not isinstance(value, dict) or not all(isinstance(item, dict) for item in value.values()):
+            return {}
+        return value
 
     def write_cache(self, value: Dict[str, Dict[str, str]]) -> None:
         """Keep the fingerprints."""

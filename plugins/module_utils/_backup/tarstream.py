@@ -42,8 +42,15 @@ def read_members(readinto: Callable[[memoryview], int]) -> Iterator[Member]:
     :param readinto: fills a part of a buffer and returns how many bytes, 0 at the end
     Raises :class:`BackupError` when this is no whole archive, or holds what a set never holds.
     """
-    stream = _Stream(readinto)
+    try:
+        yield from _read(_Stream(readinto))
+    except (KeyError, ValueError) as error:
+        raise BackupError(f"this is no whole archive ({error})") from None
+
+
+def _read(stream: _Stream) -> Iterator[Member]:
     contents: Dict[str, Tuple[int, str]] = {}
+    symlinks: Dict[str, str] = {}
     extended: Dict[str, bytes] = {}
     while True:
         header = stream.take(BLOCK)
@@ -69,6 +76,10 @@ def read_members(readinto: Callable[[memoryview], int]) -> Iterator[Member]:
                 digest = _content(stream, size)
             contents[path] = (size, digest)
             yield Member(path, "file", size, digest, "")
+        elif name == "link" and target in symlinks:
+            # A symlink may have several names too.
+            symlinks[path] = symlinks[target]
+            yield Member(path, "symlink", 0, "", symlinks[target])
         elif name == "link":
             if target not in contents:
                 raise BackupError("a hard link names a member that did not come before it", path)
@@ -76,6 +87,7 @@ def read_members(readinto: Callable[[memoryview], int]) -> Iterator[Member]:
         elif name == "dir":
             yield Member(path.rstrip("/"), "dir", 0, "", "")
         elif name == "symlink":
+            symlinks[path] = target
             yield Member(path, "symlink", 0, "", target)
         else:
             raise BackupError(f"an archive holds a member of type {kind!r}, which a set never holds", path)
@@ -135,12 +147,13 @@ def _content(stream: _Stream, size: int) -> str:
 
 def _sparse_content(stream: _Stream, size: int, real: int) -> str:
     """Hash a sparse file's content with its holes; the map of what is stored comes first, in whole blocks."""
-    text = b""
     numbers: List[int] = []
+    cut = b""
     while not numbers or len(numbers) < 1 + 2 * numbers[0]:
-        text += stream.take(BLOCK)
         # The last number of a block may go on in the next one, so only what a newline ends counts.
-        numbers = [int(number) for number in text.split(b"\n")[:-1] if number.strip(b"\0")]
+        lines = (cut + stream.take(BLOCK)).split(b"\n")
+        cut = lines.pop()
+        numbers.extend(int(line) for line in lines)
     digest = hashlib.sha256()
     position = 0
     for index in range(numbers[0]):

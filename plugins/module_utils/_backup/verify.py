@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-import uuid
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
@@ -45,7 +45,10 @@ def verify_objects(
             by_shard.setdefault(value["shard"], []).append(value)
     except BackupError as error:
         return [{"object": "", "reason": f"file list: {error}"}], 0
-    failures.extend({"object": "", "reason": reason} for reason in store.set_damage(manifest))
+    damage = store.set_damage(manifest)
+    if damage:
+        # What it says of its objects is nothing to measure them by.
+        return [{"object": "", "reason": reason} for reason in damage], 0
     wanted = {name for name in manifest.objects if only is None or name in only}
     for name, size in sorted(manifest.objects.items()):
         if not store.has_object(name, size):
@@ -110,22 +113,18 @@ def compare_members(members: List[archive.Member], records: List[Record]) -> Lis
 
 def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callable[[], List[str]]:
     def run() -> List[str]:
-        if image.engine not in checkers:
-            raise BackupError(f"database {image.name} is of the engine {image.engine}, which is not known here")
-        need, free = image.facts["bytes"], free_bytes(store.at("tmp"))
+        need, free = image.facts["bytes"], free_bytes(store.at("cache"))
         if need > free:
             raise OpskitError(
                 f"reading the database {image.name} back needs {human_size(need)} here, {human_size(free)} are free",
-                store.at("tmp"),
+                store.at("cache"),
                 "Free space and verify again",
             )
-        plain = store.at("tmp", f"verify-{uuid.uuid4().hex[:12]}.image")
-        try:
+        # In the store, which has the room, but not in its tmp/: another run may sweep that while this one only looks.
+        with tempfile.TemporaryDirectory(prefix="verify-", dir=store.at("cache")) as folder:
+            plain = os.path.join(folder, "image")
             archive.decompress(store.object_path(image.object), plain)
             checks = checkers[image.engine](plain, image.facts)
-        finally:
-            if os.path.exists(plain):
-                os.unlink(plain)
         return [f"database {image.name}: {check.check}: {check.detail}" for check in checks if not check.ok]
 
     return run

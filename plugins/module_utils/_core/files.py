@@ -79,6 +79,8 @@ def make_dir(path: str, mode: int = 0o700) -> None:
     try:
         os.mkdir(path, mode)
     except FileExistsError:
+        if os.path.isdir(path):
+            return  # Another thread or process was first.
         raise OpskitError("a folder is needed here, but something else has this name", path) from None
     fsync_dir(parent or ".")
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict
+import os
+from typing import Any, Callable, Dict, NoReturn
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -23,14 +24,15 @@ def run_module(module: AnsibleModule, build: Callable[[Dict[str, Any], Clock], O
     clock = Clock()
     try:
         operation = build(module.params, clock)
-        result = carry_out(operation, module.check_mode, clock)
+        result = printable(carry_out(operation, module.check_mode, clock))
     except OpskitError as error:
-        module.fail_json(msg=redact(str(error)), what=redact(error.what), where=error.where, todo=error.todo)
+        fail(module, str(error), what=redact(error.what), where=error.where, todo=error.todo)
     except OSError as error:
         # What the operating system refuses is nearly always something an operator can mend.
-        module.fail_json(
-            msg=f"{error.filename or 'operating system'}: {error.strerror or error}. "
-            "Mend what the message names (rights, space, mount) and run the same command again; nothing good was replaced."
+        fail(
+            module,
+            f"{os.fsdecode(error.filename or 'operating system')}: {error.strerror or error}. "
+            "Mend what this names (rights, space, mount) and run the same command again.",
         )
     for warning in result.pop("warnings_", []):
         module.warn(warning)
@@ -39,5 +41,25 @@ def run_module(module: AnsibleModule, build: Callable[[Dict[str, Any], Clock], O
         result["diff"] = {"before": "", "after": "".join(lines)}
     failure = operation.failure()
     if failure:
-        module.fail_json(msg=redact(failure), **result)
+        fail(module, failure, **result)
     module.exit_json(**result)
+
+
+def fail(module: AnsibleModule, message: str, **result: Any) -> NoReturn:
+    """Leave the process with a message, redacted, and with what was found out so far."""
+    module.fail_json(msg=printable(redact(message)), **printable(result))
+    raise AssertionError("fail_json does not return")
+
+
+def printable(value: Any) -> Any:
+    """Return a result in which no text holds bytes that are not UTF-8: Ansible refuses a result with one.
+
+    Such a byte in a file name is written as ``\\udcff``.
+    """
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {printable(key): printable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [printable(item) for item in value]
+    return value

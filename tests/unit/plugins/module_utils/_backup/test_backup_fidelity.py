@@ -309,12 +309,8 @@ def test_the_reader_agrees_with_the_standard_librarys(tmp_path: Path) -> None:
     app = App(str(tmp_path)).build()
     build_hard_tree(app)
     top = os.fsencode(app.at("data"))
-    paths = [b"."] + sorted(
-        os.path.relpath(os.path.join(folder, name), top)
-        for folder, dirs, files in os.walk(top)
-        for name in dirs + files
-        if b".db-" not in name
-    )
+    found = [os.path.join(folder, name) for folder, dirs, files in os.walk(top) for name in dirs + files]
+    paths = [b".", *sorted(os.path.relpath(path, top) for path in found if b".db-" not in path)]
     data = create(paths, app.at("data"))
     mine = list(read_members(io.BytesIO(data).readinto))
     assert [os.fsencode(member.path) for member in mine] == paths

@@ -16,7 +16,7 @@ import tempfile
 import traceback
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
-from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._application import wiring
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.store import Store
@@ -71,7 +71,7 @@ class App:
     def at(self, path: str) -> str:
         return os.path.join(self.root, path)
 
-    def build(self, rows: int = 200) -> "App":
+    def build(self, rows: int = 200) -> App:
         for folder in ("data/logs", "data/run", "data/uploads/empty", "config", "projects/a/files", "projects/b"):
             os.makedirs(self.at(folder))
         self.write(".env", "TOKEN=1\n", 0o600)
@@ -138,7 +138,7 @@ class App:
     def leftovers(self) -> List[str]:
         return os.listdir(os.path.join(self.store, "tmp"))
 
-    def live(self) -> "Dict[str, Dict[bytes, Any]]":
+    def live(self) -> Dict[str, Dict[bytes, Any]]:
         """What is saved, as it is now: without logs and what is volatile. A database counts by its rows."""
         seen = {}
         for name, path in self.paths.items():
@@ -179,7 +179,7 @@ def dump_of(path: str) -> str:
         return hashlib.sha256("\n".join(connection.iterdump()).encode()).hexdigest()
 
 
-def look_at(top: str, skip: "List[str]" = [], times: bool = True) -> "Dict[bytes, Any]":  # noqa: B006
+def look_at(top: str, skip: Sequence[str] = (), times: bool = True) -> Dict[bytes, Any]:
     """Return everything below a path that a restore has to bring back, by path; empty where nothing is.
 
     Which names share an inode counts, its number does not.
@@ -216,14 +216,15 @@ def look_at(top: str, skip: "List[str]" = [], times: bool = True) -> "Dict[bytes
             for attribute in os.listxattr(path, follow_symlinks=False)
         }
         stamp = state.st_mtime_ns if times else 0
-        found[name] = [state.st_mode, state.st_uid, state.st_gid, stamp, 0 if path.endswith(b".db") else state.st_size * (kind == 0o100000), content, attributes]
+        size = state.st_size if kind == 0o100000 and not path.endswith(b".db") else 0
+        found[name] = [state.st_mode, state.st_uid, state.st_gid, stamp, size, content, attributes]
     for names in inodes.values():
         for name in names:
             found[name].append(sorted(names))
     return found
 
 
-def store_state(store: str) -> "Dict[str, Tuple[int, int, int]]":
+def store_state(store: str) -> Dict[str, Tuple[int, int, int]]:
     """Return inode, size and time of everything in a store but its cache."""
     seen = {}
     for folder, dirs, files in os.walk(store):
@@ -235,7 +236,7 @@ def store_state(store: str) -> "Dict[str, Tuple[int, int, int]]":
     return seen
 
 
-def plan_of(result: Dict[str, Any]) -> "List[Tuple[str, str, str]]":
+def plan_of(result: Dict[str, Any]) -> List[Tuple[str, str, str]]:
     return [(step["step"], step["target"], step["reason"]) for step in result["plan"]]
 
 
@@ -273,7 +274,7 @@ def folder_for(user: int) -> Iterator[str]:
             os.chown(top, user, user)
         yield top
     finally:
-        for folder, dirs, dummy in os.walk(top):
+        for folder, dirs, _files in os.walk(top):
             for name in dirs:
                 if not os.path.islink(os.path.join(folder, name)):
                     os.chmod(os.path.join(folder, name), 0o700)
