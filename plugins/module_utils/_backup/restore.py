@@ -696,6 +696,12 @@ class Restore(Operation):
         for placed in self.placed:
             reason = self._database_difference(placed)
             checks.append(Check(f"database {placed.image.name} is that of the set", not reason, reason or placed.live))
+        if not all(check.ok for check in checks):
+            # Nothing has used it yet, so the state before is as good as it was.
+            journal.write(ROLLING_BACK)
+            journal.undo()
+            journal.write(ROLLED_BACK)
+            checks.append(Check("the live state", False, "the state before was put back"))
         return checks
 
     def result(self) -> Dict[str, Any]:
