@@ -59,7 +59,7 @@ options:
     description: Why it was run.
     type: str
     default: ''
-  message:
+  error:
     description: What failed.
     type: str
     default: ''
@@ -140,7 +140,7 @@ def main() -> None:
             "application": {"type": "str", "required": True},
             "operator": {"type": "str", "default": ""},
             "reason": {"type": "str", "default": ""},
-            "message": {"type": "str", "default": ""},
+            "error": {"type": "str", "default": ""},
             "details": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import subprocess
 import time
 import uuid
@@ -119,7 +120,7 @@ class Store:
             make_dir(self.at(name))
         if not self.exists_format():
             with publish(self.at("README.txt")) as stream:
-                stream.write(README.format(application=self.application, store=self.path).encode("utf-8"))
+                stream.write(os.fsencode(README.format(application=self.application, store=shlex.quote(self.path))))
             publish_json(
                 self.at("FORMAT"),
                 {"format": FORMAT, "version": VERSION, "application": self.application, "uuid": str(uuid.uuid4())},

@@ -152,7 +152,7 @@ def test_secrets_are_hidden_and_the_line_stays_json(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
     append(
         path,
-        message='connect to postgresql://me:hunter2@db/x failed, password="hun ter3"',
+        error='connect to postgresql://me:hunter2@db/x failed, password="hun ter3"',
         details={"api_key": 'hunter4" }', "db_password": 55555, "tokens": {"used": 7}, "list": [{"secret": ["hunter6"]}]},
     )
     text = path.read_text()
@@ -171,7 +171,7 @@ def test_names_that_are_not_text_stay_one_ascii_line(tmp_path: Path) -> None:
 
 def test_empty_options_are_left_out(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    params = {"path": str(path), "runbook": "backup", "operator": "", "details": {}, "message": ""}
+    params = {"path": str(path), "runbook": "backup", "operator": "", "details": {}, "error": ""}
     assert carry_out(journal_entry(params, In2031()), False, In2031())["entry"] == {
         "time": "2031-02-03T04:05:06Z",
         "runbook": "backup",

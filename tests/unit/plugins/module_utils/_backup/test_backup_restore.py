@@ -564,6 +564,10 @@ def test_killed_within_the_three_renames(tmp_path: Path, way: str) -> None:
         else:
             swap.do()
 
+    def work_again(swap: Swap) -> None:
+        no_exchange(setattr)
+        swap.undo()
+
     for number in range(1, 20):
         top = str(tmp_path / str(number))
         os.mkdir(top)
@@ -572,7 +576,7 @@ def test_killed_within_the_three_renames(tmp_path: Path, way: str) -> None:
             swap.do()
         killed = killed_at(number, lambda swap=swap: work(swap))  # type: ignore[misc]
         # A second kill, in the middle of mending the first.
-        again = killed_at(2, lambda swap=swap: (no_exchange(setattr), swap.undo()))  # type: ignore[misc]
+        again = killed_at(2, lambda swap=swap: work_again(swap))  # type: ignore[misc]
         swap.undo()
         assert os.listdir(swap.live) == ["live"], (number, again)
         assert os.listdir(swap.staged) == ["staged"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 import pytest
 from hypothesis import given, settings
@@ -82,12 +82,8 @@ def test_what_was_never_verified() -> None:
     assert decide(failed, Policy(1, 0, 0), NOW).deleted == {}
 
 
-SETS = st.lists(
-    st.tuples(st.integers(-20000, 400000), st.booleans()), max_size=40
-).map(
-    lambda found: [
-        Candidate(str(seq), seq, NOW - timedelta(minutes=minutes), verified) for seq, (minutes, verified) in enumerate(found)
-    ]
+SETS = st.lists(st.tuples(st.integers(-20000, 400000), st.booleans()), max_size=40).map(
+    lambda found: [Candidate(str(seq), seq, NOW - timedelta(minutes=minutes), verified) for seq, (minutes, verified) in enumerate(found)]
 )
 POLICIES = st.builds(Policy, st.integers(0, 10), st.integers(0, 6), st.integers(0, 6)).filter(any)
 
@@ -194,7 +190,7 @@ def test_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_more_than_half_only_when_told(tmp_path: Path) -> None:
     app = build(tmp_path, 5)
-    options: Dict[str, int] = {"daily": 2, "weekly": 0, "monthly": 0}
+    options: Dict[str, Any] = {"daily": 2, "weekly": 0, "monthly": 0}
     for check in (True, False):
         with pytest.raises(OpskitError, match=r"take away 3 of the 5 days.*delete_more_than_half"):
             app.prune(check=check, **options)
@@ -204,7 +200,7 @@ def test_more_than_half_only_when_told(tmp_path: Path) -> None:
 
 def test_a_policy_that_keeps_nothing(tmp_path: Path) -> None:
     app = build(tmp_path, 1)
-    nothing = {"daily": 0, "weekly": 0, "monthly": 0}
+    nothing: Dict[str, Any] = {"daily": 0, "weekly": 0, "monthly": 0}
     for options, words in ((nothing, "daily, weekly and monthly are all 0"), ({"daily": -1}, "daily.*0 or more")):
         with pytest.raises(OpskitError, match=words):
             app.prune(**options)

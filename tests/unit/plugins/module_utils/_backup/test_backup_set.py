@@ -244,7 +244,6 @@ def test_an_undeclared_database(app: App) -> None:
     holder.close()
     assert any("found.sqlite is a database that the description does not name" in text for text in result["warnings_"])
     assert len(result["set"]["databases"]) == 2
-    assert not app.backup(check=True)["changed"] or True
     app.destroy()
     app.restore()
     assert rows_of(path) == 51
@@ -454,7 +453,8 @@ def test_what_a_plain_user_may_not_read() -> None:
         texts = [text for text, made in said]
         assert texts[0] == texts[1] == "/data/uploads: this folder can't be read. Run as a user who may read it (become)."
         assert texts[2] == texts[3] == "/data/uploads/1.txt: this file can't be read. Run as a user who may read it (become)."
-        assert "/data/app.db: the file can't be read" in texts[4] == texts[5]
+        assert texts[4] == texts[5]
+        assert "/data/app.db: the file can't be read" in texts[4]
         assert "the store can't be written to" in texts[6]
         assert not any(made for text, made in said)
 

@@ -212,8 +212,7 @@ def look_at(top: str, skip: Sequence[str] = (), times: bool = True) -> Dict[byte
         elif kind == 0o040000:
             queue.extend(os.path.join(path, child) for child in os.listdir(path))
         attributes = {
-            attribute: os.getxattr(path, attribute, follow_symlinks=False)
-            for attribute in os.listxattr(path, follow_symlinks=False)
+            attribute: os.getxattr(path, attribute, follow_symlinks=False) for attribute in os.listxattr(path, follow_symlinks=False)
         }
         stamp = state.st_mtime_ns if times else 0
         size = state.st_size if kind == 0o100000 and not path.endswith(b".db") else 0
@@ -342,7 +341,7 @@ def count_changes(then: Callable[[int], None]) -> None:
 
     flush = os.fsync
 
-    def fsync(handle: int) -> None:
+    def fsync(handle: Any) -> None:
         count()
         flush(handle)
 

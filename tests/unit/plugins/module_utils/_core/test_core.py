@@ -181,8 +181,8 @@ def test_times() -> None:
 
 
 def test_a_plan() -> None:
+    assert not Plan("none").changes
     plan = Plan("none")
-    assert not plan.changes
     assert plan.size == 0
     plan.add("store shard", "a", "new", 5)
     plan.add("publish set", "<new>", "first")

@@ -122,10 +122,10 @@ def test_clean_leaves_nothing_that_plays_with_a_terminal() -> None:
 
 
 def test_reasons_are_a_closed_list_that_is_documented() -> None:
-    paragraph = RETURN.split("    reason:\n")[-1].split("returned:")[0]
+    paragraph = RETURN.rsplit("    reason:\n", maxsplit=1)[-1].split("returned:")[0]
     assert set(re.findall(r"V\((\w+)\)", paragraph)) == set(HINTS)
     with pytest.raises(ValueError, match="closed list"):
-        ProbeFailure("something_else", "x")
+        raise ProbeFailure("something_else", "x")
 
 
 def test_perfdata() -> None:

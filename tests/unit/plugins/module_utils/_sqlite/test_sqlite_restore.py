@@ -147,9 +147,7 @@ def test_owner_and_extended_attributes_are_kept(place: Place) -> None:
 def test_database_in_use_is_refused(place: Place, suffix: str) -> None:
     before = tree(place.folder)
     code = "import sys; f = open(sys.argv[1], 'rb'); print(1, flush=True); sys.stdin.read()"
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code, place.path + suffix], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    holder = subprocess.Popen([sys.executable, "-c", code, place.path + suffix], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline()
