@@ -9,6 +9,8 @@ ansible-playbook alone (the module goes on for a while), "module" is the module 
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +18,18 @@ from dataclasses import dataclass
 import pytest
 
 from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
-from ansible_collections.opskit.runbooks.tests.e2e.world import SOAK, Application, State, World, descendants, kill, kill_tree, wait_until
+from ansible_collections.opskit.runbooks.tests.e2e.world import (
+    SOAK,
+    Application,
+    State,
+    World,
+    descendants,
+    freeze,
+    freeze_tree,
+    is_in_state,
+    send,
+    wait_until,
+)
 
 TRIES = 6  # a point that is a few milliseconds long can be missed
 
@@ -34,8 +47,8 @@ class Moment:
     """Those that were there before it."""
     objects: int
     """Likewise, how many."""
-    config: int
-    """The inode of the live config folder, which is the first to be exchanged."""
+    inodes: list[int]
+    """Likewise, of the live paths."""
 
 
 @dataclass
@@ -65,7 +78,8 @@ def is_published(run: Moment) -> bool:
 
 
 def is_staging(run: Moment) -> bool:
-    return any((run.application.root / ".opskit-restore").glob("*/*.partial"))
+    record = run.application.record()
+    return record.get("phase") == "staging" and any(os.path.exists(stage["path"]) for stage in record["stages"])
 
 
 def is_in_phase(phase: str) -> Callable[[Moment], bool]:
@@ -73,8 +87,11 @@ def is_in_phase(phase: str) -> Callable[[Moment], bool]:
 
 
 def is_half_exchanged(run: Moment) -> bool:
-    """The first folder is the set's, the last may still be the old one."""
-    return run.application.phase() == "exchanging" and run.application.config_inode() != run.config
+    """One path is the set's, and another still the old one."""
+    if run.application.phase() != "exchanging":
+        return False
+    old = [now == before for now, before in zip(run.application.inodes(), run.inodes, strict=True)]
+    return any(old) and not all(old)
 
 
 def is_started(run: Moment) -> bool:
@@ -102,6 +119,7 @@ if SOAK:
         Point("controller", "staging", is_staging),
         Point("controller", "exchanging", is_in_phase("exchanging")),
         Point("module", "staging", is_staging),
+        Point("module", "committed", is_in_phase("committed")),
         *(Point("all", f"after {share:.0%}", after(share)) for share in (0.2, 0.4, 0.6, 0.7, 0.8, 0.9)),
     ]
 
@@ -126,16 +144,19 @@ class Rounds:
         self.states[newest] = self.application.now()
         return newest
 
-    def interrupt(self, point: Point, module: str, runbook: str, *words: str) -> bool:
-        """Run and kill at the point; False when the run came to its end before the point was seen."""
+    def interrupt(self, point: Point, module: str, runbook: str, *words: str, meanwhile: Callable[[], None] | None = None) -> bool:
+        """Run and kill at the point; False when the run came to its end before the point was seen.
+
+        :param meanwhile: what happens when everything stands still, before the kill
+        """
         application = self.application
-        moment = Moment(application, 0.0, self.usual_seconds, application.sets(), len(application.objects()), application.config_inode())
+        moment = Moment(application, 0.0, self.usual_seconds, application.sets(), len(application.objects()), application.inodes())
         started = time.monotonic()
         process = self.world.start_to_kill(runbook, *words)
         modules: set[int] = set()
         try:
             while process.poll() is None:
-                if point.what == "module" and not any(alive(pid) for pid in modules):
+                if point.what == "module" and all(is_in_state(pid, b"ZX") for pid in modules):
                     # The module itself, and not the shells around it.
                     script = f"/AnsiballZ_{module}.py\0".encode()
                     below = descendants(process.pid)
@@ -143,24 +164,24 @@ class Rounds:
                 moment.seconds = time.monotonic() - started
                 if point.reached(moment):
                     if point.what == "all":
-                        kill_tree(process.pid)
+                        found = freeze_tree(process.pid)
                     else:
-                        kill({process.pid} if point.what == "controller" else modules)
-                    # A module that had just ended was not killed; the runbook then ends well.
-                    return process.wait(120) != 0
+                        found = {process.pid} if point.what == "controller" else modules
+                        freeze(found)
+                    # Only what is still so when nothing moves any more is what was meant.
+                    if point.reached(moment):
+                        if meanwhile:
+                            meanwhile()
+                        send(signal.SIGKILL, found)
+                        # A module that had just ended was not killed; the runbook then ends well.
+                        return process.wait(120) != 0
+                    send(signal.SIGCONT, found)
             return False
         finally:
-            kill_tree(process.pid)
-            process.wait()
+            if process.poll() is None:
+                send(signal.SIGKILL, freeze_tree(process.pid))
+                process.wait()
             wait_until(self.world.is_quiet, "what was left of the killed run has ended", 60)
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as stream:
-            return stream.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -203,17 +224,47 @@ def test_restore(rounds: Rounds, point: Point) -> None:
         if not application.running:
             application.start()
         rounds.write()
-        old = application.now()
+        old, inodes = application.now(), application.inodes()
         if rounds.interrupt(point, "backup_restore", "restore", *words):
             break
     else:
         pytest.fail(f"the point was not met in {TRIES} runs")
     if point.what == "module":
-        # The runbook lived on, so it has brought the application back by itself.
+        # The runbook lived on, so it has brought the application back by itself, with the files that it had before.
         assert application.ready()
-        assert application.now() in (old, restored)
+        assert application.now() == old
+        assert application.inodes() == inodes
+        assert application.phase() not in ("exchanging", "rolling back")
         assert application.journal()[-1]["outcome"] == "failed"
     assert application.by_hand(wanted) == restored
     rounds.world.play("restore", *words)
     assert application.ready()
     assert application.now() == restored
+
+
+def test_restore_that_cannot_be_undone_stays_closed(rounds: Rounds) -> None:
+    """Neither the one nor the other state is at one of the paths, so nothing is guessed and nothing runs on a mixture."""
+    application = rounds.application
+    wanted = application.sets()[-1]
+    words = ("-e", "opskit_confirm=one", "-e", f"restore_set={wanted}")
+    live, away = application.root / "config", application.base / "config"
+
+    def replace() -> None:
+        live.rename(away)
+        live.mkdir()
+
+    for _round in range(TRIES):
+        rounds.write()
+        if rounds.interrupt(Point("module", "exchanging", is_half_exchanged), "backup_restore", "restore", *words, meanwhile=replace):
+            break
+    else:
+        pytest.fail(f"the point was not met in {TRIES} runs")
+    assert not application.running
+    entry = application.journal()[-1]
+    assert (entry["outcome"], entry["details"]["state"]) == ("failed", "mixed")
+    assert f"{live}: what is here is neither the old nor the restored state" in entry["error"]
+    live.rmdir()
+    away.rename(live)
+    rounds.world.play("restore", *words)
+    assert application.ready()
+    assert application.now() == rounds.states[wanted]

@@ -189,6 +189,19 @@ def test_nothing_is_left_in_temporary_folders(job: Job) -> None:
     assert [str(path) for path in job.world.temporary.rglob("*") if not path.is_dir()] == []
 
 
+def test_commands_of_the_readme(job: Job) -> None:
+    """As a person would type them; the store's path has a space in it."""
+    application = job.world.application
+    lines = [line.strip() for line in (application.store / "README.txt").read_text().splitlines()]
+    listing, *by_hand = (next(line for line in lines if line.startswith(word)) for word in ("ls ", "cd ", "sha256sum "))
+    (only,) = application.sets()
+    script = " && ".join(line.partition("   ")[0].replace("<set>", only) for line in [listing, *by_hand])
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[0] == only
+    assert "manifest.json: OK" in done.stdout
+
+
 def test_nobody_else_may_read_store_and_state(job: Job) -> None:
     application = job.world.application
     paths = [path for folder in (application.store, application.state) for path in (folder, *folder.rglob("*"))]

@@ -84,12 +84,20 @@ def test_parts_that_guard_each_other_cannot_be_left_out(world: World, runbook: s
     assert (application.sets(), application.journal(), process_id(application)) == before
 
 
-@pytest.mark.parametrize(("runbook", "tag", "last"), [("backup", "plan", "Plan | Print it"), ("restore", "preflight", "Look for the set")])
-def test_preflight_and_plan_work_alone(world: World, runbook: str, tag: str, last: str) -> None:
+@pytest.mark.parametrize(
+    ("runbook", "tag", "last", "says"),
+    # An empty answer means the default place.
+    [
+        ("backup", "plan", "Plan | Print it", "into /var/backups/opskit/gateway"),
+        ("restore", "preflight", "Look for the set", "newest_verified"),
+    ],
+)
+def test_preflight_and_plan_work_alone(world: World, runbook: str, tag: str, last: str, says: str) -> None:
     application = world.application
     before = application.sets(), application.journal(), process_id(application)
-    run = world.play(runbook, "--tags", tag, "-e", "opskit_confirm=one")
-    assert len(run.of(last)) == 1
+    store = ["-e", "backup_store="] if runbook == "backup" else []
+    run = world.play(runbook, "--tags", tag, *store, "-e", "opskit_confirm=one")
+    assert says in str(run.one(last))
     assert run.of("Make a set") == run.of("Reach staged") == run.changed() == []
     assert (application.sets(), application.journal(), process_id(application)) == before
 

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
 from ansible_collections.opskit.runbooks.tests.e2e.world import Run, World
 
 CONFIRM = ("-e", "opskit_confirm=one")
+DEFAULT_STORE = Path("/var/backups/opskit/gateway")
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +31,12 @@ def result(run: Run, runbook: str) -> dict[str, object]:
 
 @pytest.mark.parametrize("runbook", ["backup_verify", "backup_prune", "restore"])
 def test_without_a_store_there_is_nothing_to_work_on(world: World, runbook: str) -> None:
-    run = world.play(runbook, "--check", fails=True)
-    assert f"{world.application.store}" in run.said()
+    # An empty answer means the default place.
+    run = world.play(runbook, "--check", "-e", "backup_store=", "-e", "restore_set=", fails=True)
+    assert f"{DEFAULT_STORE}: there is no backup store here" in run.said()
     assert run.changed() == []
     assert world.application.ready()
-    assert not world.application.store.exists()
+    assert not DEFAULT_STORE.exists()
     assert not world.application.state.exists()
 
 

@@ -28,6 +28,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,9 @@ PLAYBOOK_SECONDS = 90
 
 # The one warning that has its reason here: the stores lie beside the data.
 EXPECTED_WARNING = "on the same file system"
+
+# What a backup saves, below the application's folder.
+SAVED = ("config", "data", ".env", "projects")
 
 State = dict[Any, tuple[Any, ...]]
 
@@ -130,8 +134,9 @@ class Application:
     def running(self) -> bool:
         return self.service("status") == 0
 
-    def config_inode(self) -> int:
-        return (self.root / "config").stat().st_ino
+    def inodes(self) -> list[int]:
+        """Return which file or folder each saved path is."""
+        return [(self.root / name).stat().st_ino for name in SAVED]
 
     def process_lives(self) -> bool:
         """Whether the server's process is there, asked in microseconds."""
@@ -164,7 +169,7 @@ class Application:
 
     def destroy(self) -> None:
         """Delete everything but the logs, under the running application or not."""
-        for path in [*(self.root / "data").iterdir(), self.root / "config", self.root / ".env", self.root / "projects"]:
+        for path in [*(self.root / "data").iterdir(), *(self.root / name for name in SAVED if name != "data")]:
             if path.name != "logs":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
@@ -179,12 +184,15 @@ class Application:
         path = self.state / "journal.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def phase(self) -> str:
-        """How far the restore has come by its own record."""
+    def record(self) -> dict[str, Any]:
+        """Return what the restore has written down of itself, with its phase; empty when nothing."""
         try:
-            return str(json.loads((self.state / "restore.json").read_bytes())["phase"])
-        except (OSError, ValueError):
-            return ""
+            return dict(json.loads((self.state / "restore.json").read_bytes()))
+        except FileNotFoundError:
+            return {}
+
+    def phase(self) -> str:
+        return str(self.record().get("phase", ""))
 
     def files(self, top_folder: Path | None = None) -> State:
         """Everything that lstat, reading and listxattr tell about each saved path, by its bytes."""
@@ -212,8 +220,8 @@ class Application:
             )
             found[name] = (state.st_mode, state.st_uid, state.st_gid, mtime, content, sparse, target, other, xattrs)
 
-        for top in (b"data", b"config", b"projects", b".env"):
-            path = os.path.join(root, top)
+        for top in SAVED:
+            path = os.path.join(root, os.fsencode(top))
             if os.path.lexists(path):
                 add(path)
             for folder, folders, names in os.walk(path):
@@ -247,11 +255,13 @@ class Application:
         return self.files(), self.rows()
 
     def write(self, seed: int) -> None:
-        """Change rows and files, some of them large; everything stands still afterwards."""
+        """Change rows and files, some of them large, in each of the saved paths; everything stands still afterwards."""
         ledger = self.base / f"ledger-{seed}"
         self.cli("traffic", "--ledger", str(ledger), "--seconds", "1", "--rate", "20")
         self.write_uploads(12, 1_500_000, seed)
         self.set_environment(LOG_LEVEL=("INFO", "WARNING")[seed % 2])
+        for name in ("config", "projects"):
+            (self.root / name / "note").write_text(f"{seed}\n")
 
     def assert_store_whole(self) -> None:
         """Check every set by its own SHA256SUMS with sha256sum, as a person would, and that no run left anything half done."""
@@ -433,21 +443,34 @@ def descendants(pid: int) -> dict[int, bytes]:
     return found
 
 
-def kill(pids: set[int]) -> None:
+def send(number: signal.Signals, pids: set[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, number)
 
 
-def kill_tree(pid: int) -> None:
-    """Kill a process and all below it as if at one moment: they are frozen first, so that none reacts to the end of another."""
+def is_in_state(pid: int, states: bytes) -> bool:
+    """True when a process is in one of the states of proc(5), or is gone."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as stream:
+            return stream.read().rpartition(b")")[2].split()[0] in states
+    except OSError:
+        return True
+
+
+def freeze(pids: set[int]) -> None:
+    """Return when all of them stand still."""
+    send(signal.SIGSTOP, pids)
+    for pid in pids:
+        wait_until(partial(is_in_state, pid, b"TZX"), f"process {pid} has stopped", 20)
+
+
+def freeze_tree(pid: int) -> set[int]:
+    """Freeze a process and all below it, so that none reacts to the end of another; returns them."""
     frozen: set[int] = set()
     while True:
         new = set(descendants(pid)) - frozen
         if not new:
-            break
-        for one in new:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(one, signal.SIGSTOP)
+            return frozen
+        freeze(new)
         frozen |= new
-    kill(frozen)

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-import errno
+import glob
 import os
 from typing import Any, Dict, List, Optional, Union
 
-from .._core.files import exchange, fsync_dir, move_new, publish_json, read_json
+from .._core.files import NO_FLAGS, exchange, fsync_dir, move_new, publish_json, read_json
 from .errors import BackupError
 from .manifest import get_text, put_text
 
@@ -27,8 +27,8 @@ ROLLED_BACK = "rolled back"
 
 PHASES = (STAGING, STAGED, EXCHANGING, COMMITTED, ROLLING_BACK, ROLLED_BACK)
 
-# What renameat2(2) says where a file system knows no exchange.
-_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+KEPT = ".kept-"
+"""What is added to the name of logs, with a number, when others lie at their place by now."""
 
 
 class Swap:
@@ -75,13 +75,13 @@ class Swap:
         if spare is not None and spare == self.live_inode:
             # In the middle of the way there.
             if inode(self.live) is not None:
-                _move(self.live, self.staged)
-            _move(self.spare, self.live)
+                move_new(self.live, self.staged)
+            move_new(self.spare, self.live)
         elif spare is not None and spare == self.staged_inode:
             # In the middle of the way back.
             if inode(self.live) is None:
-                _move(self.staged, self.live)
-            _move(self.spare, self.staged)
+                move_new(self.staged, self.live)
+            move_new(self.spare, self.staged)
         elif self.is_done():
             self._swap(self.staged_inode, self.live_inode)
         else:
@@ -94,14 +94,14 @@ class Swap:
 
     def _swap(self, live_inode: Optional[int], staged_inode: Optional[int]) -> None:
         if staged_inode is None:
-            _move(self.live, self.staged)
+            move_new(self.live, self.staged)
         elif live_inode is None:
-            _move(self.staged, self.live)
+            move_new(self.staged, self.live)
         else:
             try:
                 exchange(self.live, self.staged)
             except OSError as error:
-                if error.errno not in _NO_EXCHANGE:
+                if error.errno not in NO_FLAGS:
                     raise
                 os.rename(self.live, self.spare)
                 os.rename(self.staged, self.live)
@@ -119,6 +119,11 @@ class Swap:
         put_text(value, "live", self.live)
         put_text(value, "staged", self.staged)
         return value
+
+
+def kept_logs(log: str) -> List[str]:
+    """Return what :meth:`Carry.undo` has put beside logs."""
+    return sorted(glob.glob(f"{glob.escape(log)}{KEPT}[0-9]*"))
 
 
 class Carry:
@@ -156,9 +161,9 @@ class Carry:
             _move_keeping_time(self.staged, self.live)
         elif self.precious:
             number = 1
-            while inode(f"{self.live}.kept-{number}") is not None:
+            while inode(f"{self.live}{KEPT}{number}") is not None:
                 number += 1
-            _move_keeping_time(self.staged, f"{self.live}.kept-{number}")
+            _move_keeping_time(self.staged, f"{self.live}{KEPT}{number}")
 
     def as_json(self) -> Dict[str, Any]:
         """Return what the journal holds."""
@@ -178,21 +183,11 @@ def _step_from_json(value: Dict[str, Any]) -> Step:
     return Swap(live, staged, value["live_inode"], value["staged_inode"])
 
 
-def _move(source: str, target: str) -> None:
-    """Rename to a name that must be free, also on a file system that can't promise that. Raises :class:`OSError`."""
-    try:
-        move_new(source, target)
-    except OSError as error:
-        if error.errno not in _NO_EXCHANGE or os.path.lexists(target):
-            raise
-        os.rename(source, target)
-
-
 def _move_keeping_time(source: str, target: str) -> None:
     """Move a name without changing the times of the two folders: they are part of what is restored."""
     folders = [os.path.dirname(source), os.path.dirname(target)]
     times = [os.stat(folder) for folder in folders]
-    _move(source, target)
+    move_new(source, target)
     for folder, state in zip(folders, times):
         os.utime(folder, ns=(state.st_atime_ns, state.st_mtime_ns))
         fsync_dir(folder)
@@ -245,6 +240,7 @@ class Journal:
         journal = cls(path, value["store"], value["label"], value["set"], stages, value["previous"])
         journal.phase = PHASES[PHASES.index(value["phase"])]
         journal.steps = [_step_from_json(step) for step in value["steps"]]
+        journal.before()
         return journal
 
     def as_json(self) -> Dict[str, Any]:
@@ -269,7 +265,7 @@ class Journal:
         publish_json(self.path, self.as_json())
 
     def before(self) -> Optional[Journal]:
-        """Return the journal of the restore before."""
+        """Return the journal of the restore before; reading this one made sure that there is no damage in it."""
         return Journal.from_json(self.path, self.previous) if self.previous is not None else None
 
     @property

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from datetime import datetime
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, TypeVar, get_type_hints
 
 from .._core.clock import parse_rfc3339, rfc3339
 from .errors import BackupError
@@ -96,6 +96,8 @@ class Manifest(NamedTuple):
     @classmethod
     def from_json(cls, value: Dict[str, Any], path: str) -> Manifest:
         """Read what :meth:`as_json` wrote. Raises :class:`BackupError` for another version or a broken one."""
+        if not isinstance(value, dict):
+            raise BackupError("this is no manifest", path)
         value = dict(value)
         version = value.pop("format", None)
         if version != VERSION:
@@ -103,17 +105,34 @@ class Manifest(NamedTuple):
         try:
             value.update(
                 time=parse_rfc3339(value["time"]),
-                shards=[Shard(**shard) for shard in value["shards"]],
-                databases=[Image(**image) for image in value["databases"]],
+                shards=[_checked(Shard(**shard)) for shard in value["shards"]],
+                databases=[_checked(Image(**image)) for image in value["databases"]],
             )
+            manifest = _checked(cls(**value))
             # What every reader of a manifest takes for granted.
-            for root in value["roots"].values():
-                root["type"], root["files"], root["bytes"]
-            for image in value["databases"]:
-                image.facts["bytes"], image.facts["sha256"], image.file["mode"], image.file["mtime_ns"]
-            return cls(**value)
-        except (KeyError, TypeError, ValueError) as error:
+            numbers = [root[key] for root in manifest.roots.values() for key in ("files", "bytes")]
+            for image in manifest.databases:
+                numbers += [image.facts["bytes"], image.file["mode"], image.file["mtime_ns"]]
+                get_text(image.file, "path"), image.facts["sha256"]
+            if not all(isinstance(number, int) for number in numbers):
+                raise TypeError("a size or count is no number")
+            if not all(root["type"] in ("dir", "file") and get_text(root, "path") for root in manifest.roots.values()):
+                raise ValueError("a path is neither a folder nor a file")
+            return manifest
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BackupError(f"this is no manifest ({error})", path) from None
+
+
+Checked = TypeVar("Checked", Shard, Image, Manifest)
+_HINTS = {kind: get_type_hints(kind) for kind in (Shard, Image, Manifest)}
+
+
+def _checked(value: Checked) -> Checked:
+    """Return a value each of whose fields is of the type that it is declared with. Raises :class:`TypeError`."""
+    for field, kind in _HINTS[type(value)].items():
+        if not isinstance(getattr(value, field), getattr(kind, "__origin__", kind)):
+            raise TypeError(f"{field} is {getattr(value, field)!r}")
+    return value
 
 
 def record(
@@ -163,10 +182,12 @@ def put_text(value: Record, field: str, text: str) -> None:
 
 
 def get_text(value: Record, field: str) -> str:
-    """Read what :func:`put_text` wrote; empty when there is none."""
+    """Read what :func:`put_text` wrote; empty when there is none. Raises what a wrong shape raises."""
     if field + "_b64" in value:
         return os.fsdecode(base64.b64decode(value[field + "_b64"]))
-    text: str = value.get(field, "")
+    text = value.get(field, "")
+    if not isinstance(text, str):
+        raise TypeError(f"{field} is {text!r}")
     return text
 
 

@@ -25,7 +25,7 @@ from .._core.processes import holders
 from . import archive
 from .create import is_image, read_xattrs, restore_order, summary
 from .errors import BackupError
-from .exchange import COMMITTED, EXCHANGING, ROLLED_BACK, ROLLING_BACK, STAGED, STAGING, Carry, Journal, Step, Swap, inode
+from .exchange import COMMITTED, EXCHANGING, ROLLED_BACK, ROLLING_BACK, STAGED, STAGING, Carry, Journal, Step, Swap, inode, kept_logs
 from .manifest import Image, Manifest, Record, get_text
 from .source import STAGE_FOLDER, Entry, Root, Source, is_below, look
 from .store import Store
@@ -127,6 +127,7 @@ class Restore(Operation):
     def plan(self) -> Plan:
         self.store.open()
         self.journal = Journal.read(self.journal_path, self.store.uuid)
+        self._find_kept_logs()
         plan = Plan(self.state)
         if self.journal is not None and self.journal.is_interrupted:
             plan.add("undo interrupted exchange", self.journal.set_id, f"a run died while {self.journal.phase}")
@@ -453,6 +454,11 @@ class Restore(Operation):
             if any(step.step == "exchange" for step in plan):
                 self._timed("exchange_s", self._exchange)
 
+    def _find_kept_logs(self) -> None:
+        """Count what an undone exchange has put beside logs as logs: it stays live, whatever is restored or purged."""
+        for log in list(self.source.logs):
+            self.source.logs.extend(path for path in kept_logs(log) if path not in self.source.logs)
+
     def _timed(self, name: str, work: Any) -> None:
         started = self.clock.monotonic()
         work()
@@ -462,6 +468,7 @@ class Restore(Operation):
         self._require_unused()
         was = journal.phase
         journal.undo()
+        self._find_kept_logs()
         journal.write(STAGED if was == EXCHANGING and self.state != "rolled_back" else ROLLED_BACK)
         self.recovered = "the interrupted exchange was undone" if was == EXCHANGING else "the interrupted way back was finished"
 

@@ -19,6 +19,8 @@ from .errors import OpskitError
 AT_FDCWD = -100
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+NO_FLAGS = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""What renameat2(2) says where a file system, or the kernel, knows no flags."""
 
 
 def fsync_dir(path: str) -> None:
@@ -91,8 +93,18 @@ def exchange(one: str, other: str) -> None:
 
 
 def move_new(source: str, target: str) -> None:
-    """Rename to a name that must be free: renameat2(2) with RENAME_NOREPLACE. Raises :class:`OSError`."""
-    _renameat2(source, target, RENAME_NOREPLACE)
+    """Rename to a name that must be free: renameat2(2) with RENAME_NOREPLACE. Raises :class:`OSError`.
+
+    Where the file system can't promise that, the name is looked at first.
+    """
+    try:
+        _renameat2(source, target, RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno not in NO_FLAGS:
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), source, None, target) from None
+        os.rename(source, target)
 
 
 def _renameat2(source: str, target: str, flags: int) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup import exchange, restore
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.exchange import Journal, Swap, inode
+from ansible_collections.opskit.runbooks.plugins.module_utils._core import files
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import (
     SOAK,
@@ -520,11 +521,10 @@ def test_a_mount_point_in_the_way(app: App) -> None:
 def no_exchange(patch: Callable[[Any, str, Any], None]) -> None:
     """As on a file system that takes rename(2) without flags alone, which NFS is."""
 
-    def refuse(one: str, _other: str) -> None:
+    def refuse(one: str, _other: str, _flags: int) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), one)
 
-    patch(exchange, "exchange", refuse)
-    patch(exchange, "move_new", refuse)
+    patch(files, "_renameat2", refuse)
 
 
 def test_a_file_system_without_exchange(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,12 +539,15 @@ def test_a_file_system_without_exchange(app: App, monkeypatch: pytest.MonkeyPatc
     assert app.live() == changed
 
 
-def test_a_move_never_replaces(tmp_path: Path) -> None:
+def test_a_move_never_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         (tmp_path / name).write_text(name)
-    with pytest.raises(OSError, match="exists"):
-        exchange._move(str(tmp_path / "one"), str(tmp_path / "two"))
-    assert (tmp_path / "two").read_text() == "two"
+    for again in (False, True):
+        if again:
+            no_exchange(monkeypatch.setattr)
+        with pytest.raises(OSError, match="exists"):
+            files.move_new(str(tmp_path / "one"), str(tmp_path / "two"))
+        assert (tmp_path / "two").read_text() == "two"
 
 
 @pytest.mark.parametrize("way", ["there", "back"])
