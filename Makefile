@@ -33,7 +33,7 @@ lint:
 	@$(MAKE) --no-print-directory test PARTS='lint docs specs'
 
 soak:
-	@OPSKIT_TEST_SIZE=soak $(MAKE) --no-print-directory test PARTS='e2e'
+	@OPSKIT_TEST_SIZE=soak $(MAKE) --no-print-directory test PARTS='store e2e'
 
 bench:
 	@tests/tools/need bench

@@ -211,7 +211,6 @@ def test_backup(rounds: Rounds, point: Point) -> None:
     assert application.by_hand(newest) == rounds.states[newest]
     application.assert_store_whole()
     assert application.journal()[-1]["outcome"] == "ok"
-    assert rounds.world.play("backup_verify").stats["opskit_backup_verify"]["one"]["sets"] == [newest]
 
 
 @pytest.mark.parametrize("point", RESTORE, ids=str)

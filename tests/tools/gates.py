@@ -286,6 +286,15 @@ def e2e() -> None:
     pytest("pytest", "tests/e2e", E2E)
 
 
+@part("tests/unit")
+def store() -> None:
+    """The store's unit tests in the size of `make soak`; in the usual one they are among the units."""
+    pytest("pytest", "tests/unit/plugins/module_utils/_backup", E2E)
+
+
+SOAK_ONLY = ("store",)
+
+
 def main() -> int:
     global current
     LOG.mkdir(parents=True, exist_ok=True)
@@ -297,7 +306,8 @@ def main() -> int:
     collection.main()
     seed_pip()
     os.chdir(COPY)
-    chosen = [PARTS[name] for name in PARTS if (name in sys.argv[1:] or len(sys.argv) == 1) and in_tree(PARTS[name].folder)]
+    wanted = sys.argv[1:] or [name for name in PARTS if name not in SOAK_ONLY]
+    chosen = [PARTS[name] for name in PARTS if name in wanted and in_tree(PARTS[name].folder)]
     for current in chosen:
         print(current.name, flush=True)
         started = time.monotonic()

@@ -1,7 +1,7 @@
 # Copyright (c) 2026 opskit contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""SIGKILL in place of each change that a backup and a restore make; ``OPSKIT_SOAK=1`` tries all of them."""
+"""SIGKILL in place of each change that a backup and a restore make; `make soak` tries all of them."""
 
 from __future__ import annotations
 

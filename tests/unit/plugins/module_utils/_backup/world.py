@@ -13,7 +13,6 @@ import signal
 import sqlite3
 import sys
 import tempfile
-import traceback
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -22,8 +21,9 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._application impor
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.store import Store
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
+from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils.children import in_child
 
-SOAK = os.environ.get("OPSKIT_SOAK") == "1"
+SOAK = os.environ.get("OPSKIT_TEST_SIZE") == "soak"
 NOBODY = 54321
 """A user id that has no name on any machine that a test runs on."""
 
@@ -248,25 +248,6 @@ def flip_bit(path: str, offset: Optional[int] = None) -> None:
         stream.seek(-1, os.SEEK_CUR)
         stream.write(bytes([byte ^ 1]))
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """Run something in a child and return its exit code, or the negative number of the signal that killed it."""
-    user = os.geteuid()
-    child = os.fork()
-    if child == 0:
-        code = 0
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            code = 70
-        if os.geteuid() != user:
-            # Where coverage is measured, os._exit() writes it first, which another user may not.
-            os.execv("/bin/sh", ["sh", "-c", f"exit {code}"])
-        os._exit(code)
-    status = os.waitpid(child, 0)[1]
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import os
 import signal
 import sqlite3
 import sys
-import traceback
 from contextlib import closing
 from typing import Any, Callable, Iterator, List, Tuple
+
+from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils.children import in_child
 
 # What changes the file system, by the names of Python's audit events (https://docs.python.org/3/library/audit_events.html).
 CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.chown", "os.setxattr", "sqlite3.connect")
@@ -43,20 +44,6 @@ def count_rows(path: str) -> int:
     with closing(sqlite3.connect(path)) as connection:
         found: int = connection.execute("SELECT count(*) FROM ledger").fetchone()[0]
         return found
-
-
-def in_child(work: Callable[[], Any]) -> int:
-    """Run something in a child and return its exit code, or the negative number of the signal that killed it."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(70)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    return -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
 
 def kill_before_change(number: int) -> None:
