@@ -380,8 +380,7 @@ class World:
             **options,
         }
         argv = ["ansible", "-i", str(self.inventory), host, "-m", f"opskit.runbooks.{name}", "-a", json.dumps(arguments)]
-        env = {**self.env, "ANSIBLE_LOAD_CALLBACK_PLUGINS": "true", "ANSIBLE_STDOUT_CALLBACK": "ansible.builtin.oneline"}
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=60, check=False)
         found = re.search(r"=> (?=\{)", done.stdout)
         assert found, done.stdout + done.stderr
         return dict(json.JSONDecoder().raw_decode(done.stdout, found.end())[0])
