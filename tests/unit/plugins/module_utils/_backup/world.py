@@ -275,6 +275,12 @@ def as_plain_user(work: Callable[[], Any], user: int = NOBODY) -> Any:
 
     def child() -> None:
         if os.geteuid() == 0:
+            # What is imported on first use is imported now: the interpreter may lie where only root may read.
+            with tempfile.TemporaryDirectory() as top:
+                app = App(top).build()
+                app.backup()
+                app.destroy()
+                app.restore()
             os.setgroups([])
             os.setgid(user)
             os.setuid(user)
