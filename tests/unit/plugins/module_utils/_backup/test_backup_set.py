@@ -554,7 +554,8 @@ while os.path.exists(top + "/config/go") and time.time() < stop:
         stream.write("line\\n" * 50)
     with open(top + "/data/logs/rotated.log", "w") as stream:
         stream.write("l" * random.randint(0, 5000))
-    time.sleep(0.002)
+    # Bursts with rests between, as applications write: without a rest no backup would ever end.
+    time.sleep(0.002 if number % 60 else 1)
 """
     for number in range(200):
         app.write(f"data/uploads/still{number}", "content\n" * 2000)

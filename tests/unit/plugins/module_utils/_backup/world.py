@@ -278,6 +278,7 @@ def as_plain_user(work: Callable[[], Any], user: int = NOBODY) -> Any:
             # What is imported on first use is imported now: the interpreter may lie where only root may read.
             with tempfile.TemporaryDirectory() as top:
                 app = App(top).build()
+                app.live()
                 app.backup()
                 app.destroy()
                 app.restore()
