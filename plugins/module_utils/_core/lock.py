@@ -14,13 +14,15 @@ from typing import Iterator
 from .errors import OpskitError
 
 POLL_S = 0.2
+GRACE_S = 2.0
+"""A child that was being started when its parent was killed holds the parent's lock until it has become another program."""
 
 
 @contextmanager
 def flock(path: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold a lock on a file, which is made (mode 0600) if it is not there.
 
-    :param wait_s: seconds to wait for it before :class:`OpskitError` is raised; 0 asks once
+    :param wait_s: seconds to wait for it before :class:`OpskitError` is raised; it is never less than :data:`GRACE_S`
     """
     # O_CLOEXEC is Python's default, so no child keeps the lock after this process is gone.
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -37,7 +39,7 @@ def flock(path: str, wait_s: float = 0.0) -> Iterator[None]:
 
 
 def _acquire(handle: int, wait_s: float) -> bool:
-    deadline = time.monotonic() + wait_s
+    deadline = time.monotonic() + max(wait_s, GRACE_S)
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
