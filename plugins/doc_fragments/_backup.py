@@ -88,7 +88,7 @@ options:
 options:
   lock_timeout:
     description:
-      - Seconds to wait for another run that is at work in the store.
+      - Seconds to wait for another run that is at work in the store. It is never less than 2.
     type: int
     default: 0
 """
