@@ -450,6 +450,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.module import fail
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.redact import redact
 from ansible_collections.opskit.runbooks.plugins.module_utils._health.jsonpath import OPERATORS
 from ansible_collections.opskit.runbooks.plugins.module_utils._health.runner import Unhealthy, health_check
@@ -524,9 +525,9 @@ def main() -> None:
     try:
         result = health_check(module.params, module.check_mode, Clock())
     except Unhealthy as error:
-        module.fail_json(msg=redact(str(error)), **error.result)
+        fail(module, str(error), **error.result)
     except OpskitError as error:
-        module.fail_json(msg=redact(str(error)), what=redact(error.what), where=redact(error.where), todo=error.todo)
+        fail(module, str(error), what=redact(error.what), where=redact(error.where), todo=error.todo)
     module.exit_json(**result)
 
 
