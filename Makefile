@@ -4,8 +4,9 @@ export PYTHON
 
 COLLECTION := build/ansible_collections/opskit/runbooks
 ANSIBLE = ANSIBLE_COLLECTIONS_PATH="$(CURDIR)/build" ANSIBLE_HOME="$(CURDIR)/build/home/.ansible"
+LAB = PATH="$(CURDIR)/build/venv/lab/bin:$$PATH" $(ANSIBLE) OPSKIT_LAB="$(CURDIR)/build/lab" ansible-playbook -i molecule/inventory.yml molecule/default
 
-.PHONY: help demo test lint bench soak collection build clean
+.PHONY: help demo test lint bench soak lab lab-down collection build clean
 
 help:
 	@echo "make demo        back up, destroy and restore an example application (no root, no containers)"
@@ -13,6 +14,8 @@ help:
 	@echo "make lint        the quick checks of style, types and documentation"
 	@echo "make bench       time backup and restore beside tar, restic and borg"
 	@echo "make soak        the tests again with the counts that the claims need"
+	@echo "make lab         boot the hosts of the lab, containers with systemd: Debian 12 and 13 (podman)"
+	@echo "make lab-down    remove them; IMAGES=keep keeps the images for the next time"
 	@echo "make build       the artifact for Galaxy: build/opskit-runbooks-<version>.tar.gz"
 	@echo "make collection  copy the tree to $(COLLECTION)"
 	@echo "make clean       remove build/"
@@ -25,8 +28,10 @@ demo:
 
 test:
 	@tests/tools/need test
+	@$(if $(PARTS),$(if $(filter lab,$(PARTS)),tests/tools/need lab),tests/tools/need lab)
 	@tests/tools/venv tools
 	@tests/tools/venv e2e
+	@tests/tools/venv lab
 	@build/venv/tools/bin/python tests/tools/gates.py $(PARTS)
 
 lint:
@@ -40,6 +45,19 @@ bench:
 	@tests/tools/venv e2e
 	@$(PYTHON) tests/tools/collection.py
 	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/e2e/bin:$$PATH" $(ANSIBLE) tests/bench/run
+
+lab:
+	@tests/tools/need lab
+	@tests/tools/venv lab
+	@$(PYTHON) tests/tools/collection.py
+	@cd $(COLLECTION) && $(LAB)/create.yml
+	@echo "Log in: ssh -F build/lab/ssh_config debian12. Remove all: make lab-down"
+
+lab-down:
+	@tests/tools/need lab
+	@tests/tools/venv lab
+	@$(PYTHON) tests/tools/collection.py
+	@cd $(COLLECTION) && $(LAB)/destroy.yml -e lab_images=$(if $(filter keep,$(IMAGES)),false,true)
 
 build:
 	@tests/tools/need demo

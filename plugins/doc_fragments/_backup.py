@@ -55,6 +55,16 @@ options:
     type: list
     elements: path
     default: []
+  database_timeout:
+    description:
+      - Seconds to wait for a database that is locked.
+    type: int
+    default: 30
+"""
+
+    # What a database is.
+    DATABASES = r"""
+options:
   databases:
     description:
       - Databases. Each is saved as a consistent image, also while the application writes.
@@ -64,23 +74,60 @@ options:
     default: []
     suboptions:
       name:
-        description: Name of the database in the set.
+        description: Name of the database in a backup.
         type: str
         required: true
       engine:
         description: Database engine.
         type: str
-        choices: [sqlite]
+        choices: [sqlite, postgresql]
         required: true
       path:
-        description: The database file.
+        description: The file of an SQLite database.
         type: path
-        required: true
-  database_timeout:
-    description:
-      - Seconds to wait for a database that is locked.
-    type: int
-    default: 30
+      database:
+        description: Name of a PostgreSQL database in its server, by default its O(databases[].name).
+        type: str
+      host:
+        description: Name or address of the PostgreSQL server, or the folder of its socket. By default C(/var/run/postgresql).
+        type: str
+      port:
+        description: Port of the PostgreSQL server, by default 5432.
+        type: int
+      user:
+        description: Role to log in with. By default the one that is named like the operating system's user.
+        type: str
+      passfile:
+        description: File on the host with the password, as libpq's C(.pgpass), mode 0600. There is no option for a password itself.
+        type: path
+      service:
+        description: Section of C(pg_service.conf) that says how to log in.
+        type: str
+      os_user:
+        description: User of the operating system to act as, for peer authentication. Needs root.
+        type: str
+      admin_user:
+        description:
+          - Role for a restore. It has to be allowed to make databases, and to own what the application's roles own; a superuser is.
+          - If none of the C(admin_*) is set, the login for backups is used.
+        type: str
+      admin_passfile:
+        description: File with the password of O(databases[].admin_user).
+        type: path
+      admin_service:
+        description: Section of C(pg_service.conf) for a restore.
+        type: str
+      admin_os_user:
+        description: User of the operating system to act as for a restore.
+        type: str
+      schema_query:
+        description: SQL that gives the version of the application's schema as one value. It is recorded with each backup.
+        type: str
+      url_variable:
+        description:
+          - Variable in the application's environment file that holds the URL it logs in with. A restore then sees before it stops anything
+            whether the restored application can log in.
+        type: str
 """
 
     # Modules that write to a store.

@@ -17,6 +17,7 @@ description:
 extends_documentation_fragment:
   - opskit.runbooks._attributes
   - opskit.runbooks._attributes.info_module
+  - opskit.runbooks._backup.databases
 options:
   name:
     description: Name of the application.
@@ -50,25 +51,6 @@ options:
     type: list
     elements: str
     default: []
-  databases:
-    description: Databases of the application.
-    type: list
-    elements: dict
-    default: []
-    suboptions:
-      name:
-        description: Name of the database in a backup.
-        type: str
-        required: true
-      engine:
-        description: Database engine.
-        type: str
-        choices: [sqlite]
-        required: true
-      path:
-        description: The database file.
-        type: str
-        required: true
   service_manager:
     description: How the application is started and stopped.
     type: str
@@ -172,6 +154,12 @@ paths:
   returned: success
   type: dict
   sample: {data: /opt/gateway/data, environment: /opt/gateway/.env}
+packages:
+  description: Debian packages that a backup or restore of this application needs and that are not installed.
+  returned: success
+  type: list
+  elements: str
+  sample: [zstd, python3-psycopg2]
 uid:
   description: Effective user id that the module ran as.
   returned: success
@@ -187,6 +175,7 @@ duration_s:
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._application.check import application_check
+from ansible_collections.opskit.runbooks.plugins.module_utils._application.description import database_spec
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.module import run_module
 
 
@@ -202,16 +191,7 @@ def main() -> None:
             "paths": {"type": "dict", "required": True},
             "logs": strings,
             "volatile": strings,
-            "databases": {
-                "type": "list",
-                "elements": "dict",
-                "default": [],
-                "options": {
-                    "name": {"type": "str", "required": True},
-                    "engine": {"type": "str", "choices": ["sqlite"], "required": True},
-                    "path": {"type": "str", "required": True},
-                },
-            },
+            "databases": database_spec(),
             "service_manager": {"type": "str", "choices": ["systemd", "command"], "default": "systemd"},
             "units": strings,
             "worker_units": strings,

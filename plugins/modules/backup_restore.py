@@ -19,6 +19,7 @@ extends_documentation_fragment:
   - opskit.runbooks._attributes
   - opskit.runbooks._backup
   - opskit.runbooks._backup.source
+  - opskit.runbooks._backup.databases
   - opskit.runbooks._backup.lock
 attributes:
   check_mode:
@@ -59,6 +60,14 @@ options:
     type: str
     choices: [name, id]
     default: name
+  credentials:
+    description:
+      - What happens when the set's environment file can't log in to a database whose C(url_variable) is named.
+      - V(fail) refuses, before anything is touched. V(keep_live) restores the file with the URL of the live one. V(set_role) gives the
+        role the password that the set's file has.
+    type: str
+    choices: [fail, keep_live, set_role]
+    default: fail
 seealso:
   - module: opskit.runbooks.backup_set
   - module: opskit.runbooks.backup_set_info
@@ -157,6 +166,7 @@ def main() -> None:
         set={"type": "str", "default": "latest"},
         state={"type": "str", "choices": ["staged", "restored", "rolled_back", "purged"], "default": "restored"},
         state_dir={"type": "path", "required": True},
+        credentials={"type": "str", "choices": ["fail", "keep_live", "set_role"], "default": "fail"},
         owner={"type": "str", "choices": ["name", "id"], "default": "name"},
         lock_timeout={"type": "int", "default": 0},
     )

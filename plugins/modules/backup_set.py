@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - opskit.runbooks._attributes
   - opskit.runbooks._backup
   - opskit.runbooks._backup.source
+  - opskit.runbooks._backup.databases
   - opskit.runbooks._backup.lock
 attributes:
   check_mode:
@@ -178,6 +179,9 @@ set:
       description: Names of the databases.
       type: list
       elements: str
+    schema_versions:
+      description: Versions of their schemas, by name, where the application gives one.
+      type: dict
     verified:
       description: V(none), V(stored) or V(content).
       type: str

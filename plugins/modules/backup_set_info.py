@@ -60,6 +60,7 @@ sets:
       guarantee: none
       paths: [config, data, environment, projects]
       databases: [gateway]
+      schema_versions: {gateway: "0002"}
       verified: content
       verified_at: "2026-11-23T02:00:21Z"
       failed: ""

@@ -33,6 +33,9 @@ LOG = BUILD / "log"
 HOME = BUILD / "home"  # nothing is read from or left in the user's own
 TOOLS = BUILD / "venv/tools/bin"
 E2E = BUILD / "venv/e2e/bin"
+LAB = BUILD / "venv/lab/bin"
+LAB_FOLDER = BUILD / "lab"  # keys and settings of the lab's hosts
+LAB_INVENTORY = COPY / "molecule/inventory.yml"
 
 TARGET_PYTHONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 UNITS_PYTHONS = ("3.8", "3.13")
@@ -91,6 +94,8 @@ def environment(bin_folder: Path) -> dict[str, str]:
         # Facts as top-level variables go away in ansible-core 2.24. Embedded templates stay allowed, because only then are they warned
         # of, which fails the part; switched off, one inside a string is compared as it stands and nothing is said.
         "ANSIBLE_INJECT_FACT_VARS": "false",
+        "OPSKIT_LAB": str(LAB_FOLDER),
+        "OPSKIT_LAB_INVENTORY": str(LAB_INVENTORY),
     }
 
 
@@ -135,9 +140,9 @@ def tail(output: str) -> str:
     return "\n".join([f"({len(lines) - 150} lines above are in {LOG})"] * (len(lines) > 150) + lines[-150:])
 
 
-def check(title: str, *argv: object, refuse: str = r"(?!)", cwd: Path = COPY) -> bool:
+def check(title: str, *argv: object, refuse: str = r"(?!)", cwd: Path = COPY, **extra: str) -> bool:
     """One command is one check: it fails by its exit status or by a line that matches ``refuse``."""
-    success, output, seconds = command(title, *argv, cwd=cwd)
+    success, output, seconds = command(title, *argv, cwd=cwd, **extra)
     bad = "\n".join(line for line in output.splitlines() if re.search(refuse, line))
     report(title, "" if success and not bad else bad or tail(output) or "no output, but a failing exit status", seconds=seconds)
     return success and not bad
@@ -199,8 +204,20 @@ def lint() -> None:
     check("ruff format", "ruff", "format", "--no-cache", "--diff", ".")
     mypy(TOOLS, "plugins", "tests/unit", "tests/repo", "tests/tools")
     mypy(E2E, "examples", "tests/e2e", "tests/bench")
+    mypy(LAB, "molecule", "tests/lab")
     check("vermin", "vermin", "-t=3.8-", "--violations", "--no-tips", "plugins")
-    check("ansible-lint", "ansible-lint", "--offline", "--nocolor", "--strict", "--exclude", "tests/output")
+    # examples/awx calls modules of collections that the e2e environment has.
+    others = next((BUILD / "venv/e2e/lib").glob("python3.*/site-packages"))
+    check(
+        "ansible-lint",
+        "ansible-lint",
+        "--offline",
+        "--nocolor",
+        "--strict",
+        "--exclude",
+        "tests/output",
+        ANSIBLE_COLLECTIONS_PATH=f"{BUILD}:{others}",
+    )
 
 
 @part("meta")
@@ -286,10 +303,56 @@ def e2e() -> None:
     pytest("pytest", "tests/e2e", E2E)
 
 
+@part("molecule")
+def lab() -> None:
+    """Every scenario of molecule/ on the lab's hosts, which stay for the next run: make lab-down removes them."""
+    create = ["ansible-playbook", "-i", LAB_INVENTORY, "molecule/default/create.yml"]
+    success, output, seconds = command("create", *create, bin_folder=LAB)
+    report("hosts", "" if success else tail(output), seconds=seconds)
+    if not success:
+        return
+    report("no warning from Ansible", warnings_in(output))
+    for path in sorted(COPY.glob("molecule/*/molecule.yml")):
+        if path.parent.name != "default":  # which is the hosts
+            scenario(path.parent.name)
+    if any(COPY.glob("tests/lab/test_*.py")):
+        pytest("pytest", "tests/lab", LAB)
+
+
+def scenario(name: str) -> None:
+    # What an earlier run knew of the hosts may be wrong by now, and molecule would leave out steps by it.
+    state = LAB_FOLDER / "molecule"
+    shutil.rmtree(state, ignore_errors=True)
+    argv = ["molecule", "test", f"--scenario-name={name}", "--destroy=never"]
+    success, output, seconds = command(
+        name, *argv, bin_folder=LAB, MOLECULE_EPHEMERAL_DIRECTORY=str(state), MOLECULE_COMMAND_BORDERS="false"
+    )
+    problem = rehearsal(output) or warnings_in(output) if success else tail(output)
+    report(f"molecule {name}: {seconds / 60:.1f} minutes", problem, seconds=seconds)
+
+
+def rehearsal(output: str) -> str:
+    """Say where check mode did not tell the truth: it counts on each host what the run after it changes, and then nothing.
+
+    By the recaps that Ansible prints at the end of molecule's steps.
+    """
+    recaps: dict[str, list[dict[str, int]]] = {}
+    for step in re.split(r"^INFO +\[(?=\S+ > \S+\] Executing$)", output, flags=re.MULTILINE)[1:]:
+        hosts = re.findall(r"^(\S+) +: ok=\d+ +changed=(\d+) ", step, re.MULTILINE)
+        recaps.setdefault(step.split()[2].rstrip("]"), []).append({host: int(changed) for host, changed in hosts})
+    first, *later = recaps["check"]
+    (run,) = recaps["converge"]
+    if first != run or not any(run.values()):
+        return f"changes on each host: the check before it foretold {first}, the run made {run}"
+    if not later or any(any(recap.values()) for recap in later):
+        return f"changes on each host that a check foretold after the run: {later}"
+    return ""
+
+
 @part("tests/unit")
 def store() -> None:
     """The store's unit tests in the size of `make soak`; in the usual one they are among the units."""
-    pytest("pytest", "tests/unit/plugins/module_utils/_backup", E2E)
+    pytest("pytest", "tests/unit/plugins/module_utils/_backup", TOOLS)
 
 
 SOAK_ONLY = ("store",)

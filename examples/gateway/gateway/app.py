@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from datetime import UTC
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gateway import GatewayError, __version__, logs, metrics, provider
-from gateway.database import Database, now, projects, providers, sign, uploads, usage, user_preferences, users
+from gateway.database import Database, now, projects, providers, reason, sign, uploads, upsert, usage, user_preferences, users
 from gateway.faults import Faults
 from gateway.settings import Settings, check_faults
 from gateway.writes import PauseFailed, WriteGate, WritesPaused
@@ -44,6 +45,7 @@ DRAIN_SECONDS = 10.0
 CHUNK = 1024 * 1024
 SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")
 NAME = re.compile(r"[^\W_][\w.@ -]{0,127}")  # of users and files; letters of any language, no separators
+NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")  # in JSON; PostgreSQL's text cannot hold it
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS")
 
 
@@ -108,7 +110,7 @@ class Gateway:
         checks = dict.fromkeys(("database", "schema", "providers"), "not checked: the database cannot be read")
         try:
             if self.database.replaced():
-                checks["database"] = f"{self.database.path} was removed or replaced under the server: restart it"
+                checks["database"] = f"{self.database.name} was removed or replaced under the server: restart it"
                 return checks
             with self.database.engine.begin() as connection:
                 count = connection.execute(sa.select(sa.func.count()).select_from(providers)).scalar()
@@ -120,7 +122,7 @@ class Gateway:
             checks["schema"] = str(exc)
         except (sa.exc.SQLAlchemyError, OSError) as exc:
             failed = "schema" if checks["database"] == "" else "database"
-            checks[failed] = f"{self.database.path} cannot be read: {getattr(exc, 'orig', None) or exc}"
+            checks[failed] = f"{self.database.name} cannot be read: {reason(exc)}"
         return checks
 
     def _pool(self) -> dict[str, int]:
@@ -181,7 +183,10 @@ class Gateway:
             return row
 
         async with self.gate.write():
-            return JSONResponse(await run_in_threadpool(create), 201)
+            try:
+                return JSONResponse(await run_in_threadpool(create), 201)
+            except sa.exc.IntegrityError:  # another request was faster
+                raise HTTPException(409, f"project {slug} exists") from None
 
     async def get_project(self, request: Request) -> Response:
         slug = request.path_params["slug"]
@@ -260,16 +265,18 @@ class Gateway:
                         values["project_id"] = _project_id(connection, slug)
                         if values["project_id"] is None:
                             raise HTTPException(404, "no such project")
-                    update = sa.update(uploads).where(uploads.c.path == path).values(values)
-                    replaced = bool(connection.execute(update).rowcount)
-                    if not replaced:
-                        connection.execute(sa.insert(uploads).values(values))
+                    row = sa.select(uploads.c.id).where(uploads.c.path == path)
+                    replaced = connection.execute(row).first() is not None
+                    upsert(connection, uploads, "path", values, values)
                     spool.seek(0)
                     _publish(target, _parts(spool))
                 return replaced
 
             async with self.gate.write():
-                replaced = await run_in_threadpool(store)
+                try:
+                    replaced = await run_in_threadpool(store)
+                except sa.exc.IntegrityError:
+                    raise HTTPException(404, "the project was deleted during the upload") from None
         if replaced:
             logs.audited("file.replace", path=path)
         answer = {"path": path, "bytes": size, "sha256": values["sha256"]}
@@ -564,7 +571,10 @@ class Observe:
                 self.gateway.faults.leak()
                 if http and scope["path"].startswith("/api/") and self.gateway.faults.fails():
                     raise RuntimeError("fault: this request fails because error_rate asks for it")
-                await self.app(scope, receive, observed_send)
+                if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+                    await JSONResponse({"error": "the request has a NUL character"}, 400)(scope, receive, observed_send)
+                else:
+                    await self.app(scope, receive, observed_send)
         except ClientDisconnect:
             status = 499  # nobody is left to answer; the number that nginx logs for it
         except Exception:
@@ -611,6 +621,7 @@ def create_app(gateway: Gateway) -> Starlette:
             HTTPException: http_error,
             WritesPaused: paused,
             sa.exc.OperationalError: database_error,
+            sa.exc.InterfaceError: database_error,  # how a driver says that the session has ended
             sa.exc.TimeoutError: database_error,
         },
     )
@@ -635,6 +646,8 @@ def _object(text: str | bytes) -> dict[str, Any]:
         value = json.loads(text)
     except (ValueError, RecursionError):
         raise HTTPException(400, "the request is not JSON") from None
+    if NUL.search(text if isinstance(text, str) else text.decode(json.detect_encoding(text))):
+        raise HTTPException(400, "the request has a NUL character")
     if not isinstance(value, dict):
         raise HTTPException(400, "the request is not a JSON object")
     return value
@@ -690,8 +703,9 @@ def _project_select() -> Any:
 
 
 def _project(row: Any) -> dict[str, Any]:
-    created = row.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {"slug": row.slug, "title": row.title, "owner": row.owner, "created_at": created}
+    created = row.created_at
+    created = created.astimezone(UTC) if created.tzinfo else created  # SQLite keeps UTC without saying so
+    return {"slug": row.slug, "title": row.title, "owner": row.owner, "created_at": created.strftime("%Y-%m-%dT%H:%M:%SZ")}
 
 
 def _project_id(connection: Connection, slug: str) -> int | None:
@@ -701,10 +715,8 @@ def _project_id(connection: Connection, slug: str) -> int | None:
 
 def _user_id(connection: Connection, name: str) -> int:
     """The id of a user, who is created if unknown; needs a write transaction."""
-    found = connection.execute(sa.select(users.c.id).where(users.c.name == name)).scalar()
-    if found is None:
-        found = _insert(connection, users, {"name": name, "created_at": now()})
-    return int(found)
+    upsert(connection, users, "name", {"name": name, "created_at": now()}, ())
+    return int(connection.execute(sa.select(users.c.id).where(users.c.name == name).with_for_update(key_share=True)).scalar_one())
 
 
 def _insert(connection: Connection, table: sa.Table, values: dict[str, Any]) -> int:

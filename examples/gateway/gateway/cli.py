@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import sqlalchemy as sa
 
 from gateway import GatewayError, __version__
 from gateway import settings as configuration
-from gateway.database import Database, add_providers, known_revisions
+from gateway.database import Database, add_providers, connect, known_revisions, reason
 
 NOT_RUNNING = 3  # as init scripts answer `status`
 
@@ -60,12 +61,22 @@ def _parser() -> argparse.ArgumentParser:
     init = add("init", "create a new application")
     init.add_argument("--port", type=port, default=8080)
     init.add_argument("--host", default="127.0.0.1")
+    url = init.add_mutually_exclusive_group()
+    url.add_argument(
+        "--database-url", metavar="URL", default=configuration.DATABASE_URL, help="an empty database of PostgreSQL, or an SQLite file"
+    )
+    url.add_argument(
+        "--database-url-file", type=Path, metavar="FILE", help="read the URL from FILE, where its password is not seen by everyone"
+    )
     serve = add("serve", "serve in the foreground until SIGTERM")
     serve.add_argument("--port", type=port, help="instead of GATEWAY_PORT; 0 takes a free one")
     serve.add_argument("--colour", type=_colour, default="none", help="told in the X-Gateway-Colour header")
     migrate = add("migrate", "bring the database's schema to this version's")
     migrate.add_argument("--to", metavar="REV", help="to this revision instead, up or down")
-    add("schema", "print the schema's revision and the one this version needs")
+    schema = add("schema", "print the schema's revision and the one this version needs")
+    schema.add_argument(
+        "--known", action="store_true", help="print the revisions that this version knows instead, oldest first; needs no root"
+    )
     seed = add("seed", "fill a new application with rows and files")
     seed.add_argument("--rows", type=whole, default=5000, help="rows of usage")
     seed.add_argument("--projects", type=_number(int, 1), default=20)
@@ -96,7 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     except GatewayError as exc:
         print(f"gateway: {exc}", file=sys.stderr)
     except sa.exc.DBAPIError as exc:
-        print(f"gateway: {options.command}: the database answers: {exc.orig}", file=sys.stderr)
+        print(f"gateway: {options.command}: the database answers: {reason(exc)}", file=sys.stderr)
     except OSError as exc:
         print(f"gateway: {options.command}: {exc}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -109,17 +120,14 @@ def _print(value: dict[str, Any]) -> None:
 
 
 def _run(options: argparse.Namespace, root: Path) -> int:
-    layout = configuration.Layout(root)
     if options.command == "init":
-        configuration.create(layout, options.host, options.port)
+        _print({"root": str(root), "revision": _init(options, configuration.Layout(root))})
+        return 0
+    if options.command == "schema" and options.known:
+        print("\n".join(reversed(known_revisions())))
+        return 0
     settings = configuration.load(root)
     match options.command:
-        case "init":
-            database = Database(settings.database, create=True)
-            revision = database.migrate()[1]
-            add_providers(database, settings.providers)
-            database.close()
-            _print({"root": str(root), "revision": revision})
         case "serve":
             from gateway.server import serve
 
@@ -136,12 +144,37 @@ def _run(options: argparse.Namespace, root: Path) -> int:
                 raise GatewayError("--ledger must be outside the root: it has to survive what happens to it")
             _print(traffic(_running(settings)[1], options.seconds, options.rate, options.ledger))
         case _:
-            database = Database(settings.database)
+            database = connect(settings.database, f"gateway-{options.command}")
             try:
                 return _with_database(options, settings, database)
             finally:
                 database.close()
     return 0
+
+
+def _init(options: argparse.Namespace, layout: configuration.Layout) -> str:
+    """Make an application in a root and a database that are both empty; the schema's revision."""
+    text = options.database_url_file.read_text(encoding="utf-8").strip() if options.database_url_file else options.database_url
+    url = configuration.database_url(layout, text)
+    configuration.refuse_existing(layout)
+    if url.get_backend_name() == "sqlite":
+        if Path(url.database or "").exists():
+            raise GatewayError(f"{url.database} exists: restore the application that it belongs to, or choose another file")
+    else:
+        with contextlib.closing(connect(url, "gateway-init")) as database:
+            count = database.tables()
+            if count:
+                raise GatewayError(f"{database.name} has {count} tables: restore the application that it belongs to, or give an empty one")
+    configuration.create(layout, options.host, options.port, text)
+    try:
+        with contextlib.closing(connect(url, "gateway-init", create=True)) as database:
+            revision = database.migrate()[1]
+            add_providers(database, configuration.load(layout.root).providers)
+    except BaseException:
+        layout.env.unlink()  # both were made above; without them the same command can be given again
+        layout.config.unlink()
+        raise
+    return revision
 
 
 def _with_database(options: argparse.Namespace, settings: configuration.Settings, database: Database) -> int:
@@ -209,9 +242,10 @@ def _status(settings: configuration.Settings) -> int:
         state.update(version=ready["version"], colour=ready["colour"], writes=_call(settings, "/admin/writes")[1])
     except NotRunning:
         pass
-    if settings.database.is_file():
-        database = Database(settings.database)
-        state["revision"] = database.revision()
-        database.close()
+    try:
+        with contextlib.closing(connect(settings.database, "gateway-status")) as database:
+            state["revision"] = database.revision()
+    except GatewayError as exc:
+        state["database"] = str(exc)
     _print(state)
     return 0 if state["running"] else NOT_RUNNING

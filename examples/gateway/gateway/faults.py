@@ -42,7 +42,8 @@ class Faults:
 
     def _hold_lock(self, seconds: float) -> None:
         try:
-            with self._database.writer.begin():
+            with self._database.writer.begin() as connection:
+                self._database.lock(connection)
                 logs.app.warning("fault: the database's write lock is held for %g s", seconds)
                 self._lock_released.wait(seconds)
         except Exception:

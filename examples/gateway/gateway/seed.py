@@ -53,7 +53,7 @@ def seed(
         layout.make_folders()
         with database.writer.begin() as connection:
             if connection.execute(sa.select(sa.func.count()).select_from(projects)).scalar():
-                raise GatewayError(f"{settings.database} has projects: only a new application can be seeded")
+                raise GatewayError(f"{database.name} has projects: only a new application can be seeded")
 
             def insert(table: sa.Table, values: list[dict[str, Any]]) -> None:
                 for start in range(0, len(values), BATCH):

@@ -19,7 +19,7 @@ import uvicorn
 
 from gateway import GatewayError, __version__, logs
 from gateway.app import Gateway, create_app
-from gateway.database import Database, add_providers
+from gateway.database import Database, add_providers, connect
 from gateway.settings import Layout, Settings, log_level, read_env
 
 
@@ -75,6 +75,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
         print(self._announce, flush=True)
+        _tell_systemd("READY=1")
         logs.app.info("started", extra={"fields": {"version": __version__, "colour": self._gateway.colour}})
 
     def stop(self) -> None:
@@ -82,6 +83,7 @@ class Server(uvicorn.Server):
         if self.should_exit:
             return
         logs.app.info("stopping")
+        _tell_systemd("STOPPING=1")
         self.should_exit = True
         self._gateway.gate.stop()
         asyncio.get_running_loop().call_later(self._grace, self._force)
@@ -107,6 +109,18 @@ class Server(uvicorn.Server):
             logs.app.error("log files cannot be reopened, the old ones stay in use: %s", exc)
 
 
+def _tell_systemd(state: str) -> None:
+    """Say how far the server is where systemd asked to be told (sd_notify(3), Type=notify)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+        try:
+            notify.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        except OSError as exc:
+            logs.app.error("systemd cannot be told %s: %s", state, exc)
+
+
 def _sweep(layout: Layout) -> None:
     """Remove what a killed server left half done: temporary files and the folders of deleted projects."""
     for folder in (layout.uploads, *layout.projects.glob("*/files"), *layout.projects.glob("*")):
@@ -130,7 +144,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def serve(settings: Settings, port: int | None, colour: str) -> None:
     """Serve until SIGTERM or SIGINT. Everything that can be refused is refused before the port is open."""
     layout = settings.layout
-    database = Database(settings.database)  # first: a missing one must not leave new folders behind
+    database = connect(settings.database, f"gateway-{colour}")  # first: a missing one must not leave new folders behind
     try:
         database.check_schema()
         try:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 from gateway import GatewayError
@@ -34,6 +34,7 @@ LIMITS = {
     "provider_timeout_seconds": 60,
     "stop_grace_seconds": 10,
 }
+DATABASE_URL = "sqlite:///data/gateway.db"
 PROVIDER_DEFAULTS: dict[str, Any] = {"kind": "fake", "chunk_seconds": 0}
 
 CONFIG_TEMPLATE = (
@@ -99,7 +100,7 @@ class Settings:
     layout: Layout
     host: str
     port: int
-    database: Path
+    database: URL  # of SQLite with an absolute path
     secret_key: str
     admin_token: str
     log_level: str
@@ -155,17 +156,24 @@ def check_faults(values: dict[str, Any], where: str) -> dict[str, float]:
     return faults
 
 
-def database_path(layout: Layout, url: str) -> Path:
-    """The SQLite file that DATABASE_URL names; a relative one is relative to the root."""
+def database_url(layout: Layout, text: str) -> URL:
+    """Check DATABASE_URL; the path of an SQLite file is made absolute. No message quotes it: it may hold a password."""
+    where = f"{layout.env}: DATABASE_URL"
+    if text.count("@") > 1:  # otherwise a part of the password would be taken for the host, and be shown
+        raise GatewayError(f"{where} has more than one @: write those of the user and the password as %40")
     try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise GatewayError(f"{layout.env}: DATABASE_URL is not a database URL") from None
-    if parsed.get_backend_name() != "sqlite":
-        raise GatewayError(f"{layout.env}: DATABASE_URL must be sqlite:///<path>, not {parsed.get_backend_name()}")
-    if not parsed.database or parsed.database == ":memory:":
-        raise GatewayError(f"{layout.env}: DATABASE_URL names no file")
-    return layout.root / parsed.database
+        parsed = make_url(text)
+    except (ArgumentError, ValueError):
+        raise GatewayError(f"{where} is not a database URL") from None
+    if parsed.drivername == "sqlite":
+        if not parsed.database or parsed.database == ":memory:":
+            raise GatewayError(f"{where} names no file")
+        return parsed.set(database=str(layout.root / parsed.database))
+    if parsed.drivername not in ("postgresql", "postgresql+psycopg2"):
+        raise GatewayError(f"{where} must be sqlite:///<path> or postgresql+psycopg2://..., not {parsed.drivername}://")
+    if not parsed.database:
+        raise GatewayError(f"{where} names no database")
+    return parsed.set(drivername="postgresql+psycopg2")
 
 
 def load(root: Path) -> Settings:
@@ -186,7 +194,7 @@ def load(root: Path) -> Settings:
         layout=layout,
         host=env.get("GATEWAY_HOST", "127.0.0.1"),
         port=port,
-        database=database_path(layout, env.get("DATABASE_URL", "sqlite:///data/gateway.db")),
+        database=database_url(layout, env.get("DATABASE_URL", DATABASE_URL)),
         secret_key=env["APP_SECRET_KEY"],
         admin_token=env["ADMIN_TOKEN"],
         log_level=log_level(env, layout.env),
@@ -226,18 +234,21 @@ def read_config(path: Path, env: dict[str, str]) -> tuple[dict[str, int], list[d
     return LIMITS | limits, providers
 
 
-def create(layout: Layout, host: str, port: int) -> None:
-    """Write a new application's folders, configuration and `.env` (0600, random secrets)."""
+def refuse_existing(layout: Layout) -> None:
     for path in (layout.env, layout.config, layout.data / "gateway.db"):
         if path.exists():
             raise GatewayError(f"{path} exists: there is an application already, nothing was changed")
+
+
+def create(layout: Layout, host: str, port: int, url: str) -> None:
+    """Write a new application's folders, configuration and `.env` (0600, random secrets)."""
     try:
         layout.make_folders()
         layout.config.write_text(CONFIG_TEMPLATE, encoding="utf-8")
         lines = [
             f"GATEWAY_HOST={host}",
             f"GATEWAY_PORT={port}",
-            "DATABASE_URL=sqlite:///data/gateway.db",
+            f"DATABASE_URL={url}",
             f"APP_SECRET_KEY={secrets.token_urlsafe(32)}",
             f"ADMIN_TOKEN={secrets.token_urlsafe(32)}",
             f"FAKE_API_KEY=sk-fake-{secrets.token_hex(16)}",

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
@@ -26,16 +27,24 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import psycopg2
+import psycopg2.extras
 import pytest
 import websockets
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.engine import make_url
 
 SOURCE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(SOURCE))
+sys.path[:0] = [str(SOURCE), str(SOURCE.parents[1] / "tests/tools")]
+import postgres  # noqa: E402
 from gateway.cli import main  # noqa: E402
-from gateway.database import Database, metadata  # noqa: E402
+from gateway.database import connect, metadata  # noqa: E402
+from gateway.settings import load  # noqa: E402
 
+BOTH = pytest.mark.parametrize("engine", ["sqlite", "postgresql"], indirect=True, scope="module")
+POSTGRESQL = pytest.mark.parametrize("engine", ["postgresql"], indirect=True, scope="module")
+PASSWORD = "s3cret/pass:word?é"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SOURCE)}
 
 
@@ -51,8 +60,8 @@ class Answer:
 class Application:
     """One root, and the server that runs on it."""
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.port = root, 0
+    def __init__(self, root: Path, server: postgres.Server | None = None) -> None:
+        self.root, self.port, self.server = root, 0, server
         self._process: subprocess.Popen[str] | None = None
 
     @property
@@ -139,7 +148,30 @@ class Application:
         assert count == 1
         path.write_text(text)
 
+    @property
+    def database(self) -> str:
+        """Name of its database on the server."""
+        return str(make_url(self.env()["DATABASE_URL"]).database)
+
+    def copy(self, root: Path) -> Application:
+        """Another application with the same content."""
+        shutil.copytree(self.root, root)
+        other = Application(root, self.server)
+        if self.server:
+            name = _new_name()
+            self.server.run(f'CREATE DATABASE {name} TEMPLATE "{self.database}" OWNER app')
+            other.set_env("DATABASE_URL", _url(self.server, name))
+        return other
+
     def rows(self, query: str) -> list[tuple[Any, ...]]:
+        if self.server:
+            where = {"host": self.server.host, "port": self.server.port, "user": self.server.superuser}
+            with contextlib.closing(psycopg2.connect(**where, dbname=self.database)) as session, session.cursor() as cursor:
+                psycopg2.extras.register_default_json(session, loads=str)
+                cursor.execute(query)
+                found = cursor.fetchall() if cursor.description else []
+                session.commit()
+                return found
         with contextlib.closing(sqlite3.connect(self.root / "data/gateway.db")) as connection:
             rows = connection.execute(query).fetchall()
             connection.commit()
@@ -149,18 +181,49 @@ class Application:
         return [json.loads(line) for line in (self.root / f"data/logs/{name}.log").read_text().splitlines()]
 
 
+_numbers = itertools.count(1)
+
+
+def _new_name() -> str:
+    return f"app_{next(_numbers)}"
+
+
+def _url(server: postgres.Server, database: str, password: str = PASSWORD, port: int = 0) -> str:
+    return f"postgresql://app:{quote(password, safe='')}@127.0.0.1:{port or server.port}/{database}"
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[postgres.Server]:
+    with postgres.server() as server:
+        server.run(f"CREATE ROLE app LOGIN PASSWORD '{PASSWORD}'")
+        yield server
+
+
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    app = Application(tmp_path_factory.mktemp("new") / "a folder, ünd %41")
-    app.run("init", "--port", 0)
+def engine(request: pytest.FixtureRequest) -> str:
+    """The engine of the application's database: SQLite where a test does not ask for others."""
+    return str(getattr(request, "param", "sqlite"))
+
+
+@pytest.fixture(scope="module")
+def template(engine: str, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Application:
+    folder = tmp_path_factory.mktemp("new")
+    app = Application(folder / "a folder, ünd %41")
+    arguments: list[object] = []
+    if engine == "postgresql":
+        app.server = request.getfixturevalue("server")
+        name = _new_name()
+        app.server.run(f"CREATE DATABASE {name} OWNER app")
+        (folder / "url").write_text(_url(app.server, name) + "\n")
+        arguments = ["--database-url-file", folder / "url"]
+    app.run("init", "--port", 0, *arguments)
     app.run("seed", "--rows", 600, "--projects", 6, "--uploads", 4, "--upload-bytes", 1000)
-    return app.root
+    return app
 
 
 @pytest.fixture
-def stopped(template: Path, tmp_path: Path) -> Iterator[Application]:
-    app = Application(tmp_path / template.name)
-    shutil.copytree(template, app.root)
+def stopped(template: Application, tmp_path: Path) -> Iterator[Application]:
+    app = template.copy(tmp_path / template.root.name)
     yield app
     app.kill()
 
@@ -171,17 +234,15 @@ def app(stopped: Application) -> Application:
 
 
 @pytest.fixture(scope="module")
-def running(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    app = Application(tmp_path_factory.mktemp("shared") / "app")
-    shutil.copytree(template, app.root)
+def running(template: Application, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    app = template.copy(tmp_path_factory.mktemp("shared") / "app")
     yield app.start("--colour", "green")
     assert app.stop() == 0
 
 
 @pytest.fixture(scope="module")
-def running_limited(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
-    app = Application(tmp_path_factory.mktemp("limited") / "app")
-    shutil.copytree(template, app.root)
+def running_limited(template: Application, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Application]:
+    app = template.copy(tmp_path_factory.mktemp("limited") / "app")
     app.set_limit("upload_max_bytes", 1000)
     app.set_limit("request_max_bytes", 500)
     app.set_limit("write_wait_seconds", 1)
@@ -239,9 +300,9 @@ class Background(threading.Thread):
 # -- command line -------------------------------------------------------------------------------------------------
 
 
-def test_init_makes_a_private_application_and_never_a_second_one(template: Path, stopped: Application) -> None:
-    assert (template / ".env").stat().st_mode & 0o777 == 0o600
-    assert not [path for path in (template, *template.rglob("*")) if path.stat().st_mode & 0o007 and path != template]
+def test_init_makes_a_private_application_and_never_a_second_one(template: Application, stopped: Application) -> None:
+    assert (template.root / ".env").stat().st_mode & 0o777 == 0o600
+    assert not [path for path in template.root.rglob("*") if path.stat().st_mode & 0o007]
     before = (stopped.root / ".env").read_bytes()
     assert "exists" in stopped.cli("init", code=2)
     assert (stopped.root / ".env").read_bytes() == before
@@ -251,11 +312,11 @@ def test_init_makes_a_private_application_and_never_a_second_one(template: Path,
     assert not (stopped.root / ".env").exists()
 
 
-def test_secrets_differ_between_applications(tmp_path: Path, template: Path) -> None:
+def test_secrets_differ_between_applications(tmp_path: Path, template: Application) -> None:
     other = Application(tmp_path / "other")
     other.cli("init")
     for key in ("APP_SECRET_KEY", "ADMIN_TOKEN", "FAKE_API_KEY"):
-        assert other.env()[key] != Application(template).env()[key]
+        assert other.env()[key] != template.env()[key]
 
 
 @pytest.mark.parametrize(
@@ -267,6 +328,10 @@ def test_secrets_differ_between_applications(tmp_path: Path, template: Path) -> 
         ("APP_SECRET_KEY", "short", "APP_SECRET_KEY is missing or shorter"),
         ("FAULT_ERROR_RATE", "1.5", "error_rate must be a number from 0 to 1"),
         ("DATABASE_URL", "mysql://u:secretpw@h/d", "DATABASE_URL must be sqlite"),
+        ("DATABASE_URL", "postgresql://u:secretpw@d", "names no database"),
+        ("DATABASE_URL", "postgresql://u:p@secretpw@h/d", "more than one @"),
+        ("DATABASE_URL", "postgresql://u:p@h:secretpw/d", "not a database URL"),
+        ("DATABASE_URL", "postgresql+asyncpg://u:secretpw@h/d", "DATABASE_URL must be sqlite"),
         ("DATABASE_URL", "nonsense", "not a database URL"),
         ("DATABASE_URL", "sqlite:///data/other.db", "other.db is missing"),
     ],
@@ -317,12 +382,11 @@ def test_commands_that_need_a_server_say_that_none_runs(stopped: Application, tm
     assert status["revision"] == status["head"] == "0002"
 
 
-def test_one_server_a_root_and_a_port(app: Application, tmp_path: Path, template: Path) -> None:
+def test_one_server_a_root_and_a_port(app: Application, tmp_path: Path, template: Application) -> None:
     assert f"by process {app.process.pid}" in app.cli("serve", code=2)
     status = app.run("status")
     assert (status["pid"], status["port"], status["ready"]) == (app.process.pid, app.port, True)
-    other = Application(tmp_path / "other")
-    shutil.copytree(template, other.root)
+    other = template.copy(tmp_path / "other")
     assert f"port {app.port} cannot be listened on" in other.cli("serve", "--port", app.port, code=2)
     assert app.stop(signal.SIGKILL) == -signal.SIGKILL
     assert app.cli("status", code=3)["running"] is False  # the pid file that is left means nothing
@@ -330,10 +394,16 @@ def test_one_server_a_root_and_a_port(app: Application, tmp_path: Path, template
     assert app.cli("status")["pid"] == app.process.pid
 
 
+@BOTH
 def test_seed_is_deterministic_and_only_for_a_new_application(stopped: Application, tmp_path: Path) -> None:
     assert "only a new application" in stopped.cli("seed", code=2)
-    other = Application(tmp_path / "other")
-    other.cli("init", "--port", 0)
+    other = Application(tmp_path / "other", stopped.server)
+    url: list[object] = []
+    if stopped.server:
+        name = _new_name()
+        stopped.server.run(f"CREATE DATABASE {name} OWNER app")
+        url = ["--database-url", _url(stopped.server, name)]
+    other.cli("init", "--port", 0, *url)
     made = other.cli("seed", "--rows", 600, "--projects", 6, "--uploads", 4, "--upload-bytes", 1000)["rows"]
     assert made == {"users": 3, "user_preferences": 9, "providers": 4, "projects": 6, "usage": 600, "uploads": 22}
     for table in ("users", "user_preferences", "projects", "usage"):
@@ -347,6 +417,7 @@ def test_seed_is_deterministic_and_only_for_a_new_application(stopped: Applicati
 # -- schema -------------------------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_migration_moves_preferences_and_back(stopped: Application) -> None:
     everything = "SELECT name, key, value FROM users JOIN user_preferences ON id = user_id ORDER BY 1, 2"
     before = stopped.rows(everything)
@@ -361,21 +432,33 @@ def test_migration_moves_preferences_and_back(stopped: Application) -> None:
     stopped.rows("INSERT INTO users (name, created_at) VALUES ('none', '2026-01-01 00:00:00')")
     assert stopped.cli("migrate") == {"before": "0001", "after": "0002", "changed": True}
     assert stopped.rows(everything) == before
-    assert stopped.rows("PRAGMA foreign_key_check") == []
-    assert stopped.rows("PRAGMA integrity_check") == [("ok",)]
+    if not stopped.server:
+        assert stopped.rows("PRAGMA foreign_key_check") == []
+        assert stopped.rows("PRAGMA integrity_check") == [("ok",)]
     assert "revision 0009 is unknown" in stopped.cli("migrate", "--to", "0009", code=2)
 
 
+@BOTH
 def test_a_failed_migration_changes_nothing(stopped: Application) -> None:
     stopped.cli("migrate", "--to", "0001")
-    stopped.rows("UPDATE users SET preferences = '[1, 2' WHERE id = 2")
-    schema = stopped.rows("SELECT name, sql FROM sqlite_master ORDER BY 1")
+    stopped.rows("UPDATE users SET preferences = '[1, 2]' WHERE id = 2")
+    query = "SELECT name, sql FROM sqlite_master ORDER BY 1"
+    if stopped.server:
+        query = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = 'public' ORDER BY 1, 2"
+    schema = stopped.rows(query)
     done = subprocess.run(stopped.argv("migrate"), env=ENVIRONMENT, capture_output=True, timeout=60, check=False)
     assert done.returncode != 0
-    assert stopped.rows("SELECT name, sql FROM sqlite_master ORDER BY 1") == schema
+    assert b"no attribute 'items'" in done.stderr  # after the table was made
+    assert stopped.rows(query) == schema
     assert stopped.rows("SELECT version_num FROM alembic_version") == [("0001",)]
 
 
+def test_known_revisions_need_no_application(tmp_path: Path) -> None:
+    argv = Application(tmp_path / "none").argv("schema", "--known")
+    assert subprocess.run(argv, env=ENVIRONMENT, cwd="/", stdout=subprocess.PIPE, text=True, check=True).stdout == "0001\n0002\n"
+
+
+@BOTH
 def test_a_newer_schema_is_refused(stopped: Application) -> None:
     stopped.rows("UPDATE alembic_version SET version_num = '0099'")
     for command in ("serve", "migrate"):
@@ -384,8 +467,9 @@ def test_a_newer_schema_is_refused(stopped: Application) -> None:
         assert "install the version" in error
 
 
+@BOTH
 def test_migrations_make_the_tables_that_the_code_uses(stopped: Application) -> None:
-    database = Database(stopped.root / "data/gateway.db")
+    database = connect(load(stopped.root).database)
     with database.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
     database.close()
@@ -407,6 +491,7 @@ def test_health_and_headers(shared: Application) -> None:
     assert shared.call("GET", "/healthz", headers={"X-Request-ID": 'x"\t{'}).headers["X-Request-ID"] != 'x"\t{'
 
 
+@BOTH
 def test_projects(shared: Application) -> None:
     body = {"slug": "one", "title": "The först", "owner": "ann"}
     made = shared.call("POST", "/api/projects", body)
@@ -433,13 +518,16 @@ def test_projects(shared: Application) -> None:
     assert [entry["project"] for entry in shared.log("audit") if entry["message"] == "project.delete"] == ["one"]
 
 
-@pytest.mark.parametrize("body", [{}, [], b"{", {"slug": "UP"}, {"slug": "../x"}, {"slug": "a" * 65}, {"slug": 7}])
+@pytest.mark.parametrize(
+    "body", [{}, [], b"{", {"slug": "UP"}, {"slug": "../x"}, {"slug": "a" * 65}, {"slug": 7}, b'{"slug": "a", "title": "\\\\\\u0000"}']
+)
 def test_bad_projects_are_refused(shared: Application, body: Any) -> None:
     answer = shared.call("POST", "/api/projects", body)
     assert answer.status == 400
     assert answer.json["error"]
 
 
+@BOTH
 def test_files(shared: Application) -> None:
     for folder, place in (("projects/project-00001/files", "projects/project-00001/files"), ("uploads", "data/uploads")):
         first, second = os.urandom(300_000), b""
@@ -486,6 +574,7 @@ def test_limits(limited: Application) -> None:
     assert limited.call("POST", "/api/projects", {"slug": "a", "title": "x" * 600}).status == 413
 
 
+@BOTH
 def test_preferences(shared: Application) -> None:
     path = "/api/users/jörg/preferences"
     assert shared.call("GET", path).status == 404
@@ -497,6 +586,7 @@ def test_preferences(shared: Application) -> None:
     assert shared.call("PUT", path, {"k" * 129: 1}).status == 400
 
 
+@BOTH
 def test_providers_never_show_keys(shared: Application) -> None:
     answer = shared.call("GET", "/api/providers")
     keys = [key for (key,) in shared.rows("SELECT api_key FROM providers")]
@@ -506,6 +596,7 @@ def test_providers_never_show_keys(shared: Application) -> None:
     assert not any(key.encode() in answer.body for key in keys)
 
 
+@BOTH
 def test_chat_records_disjoint_usage(shared: Application) -> None:
     call = {"project": "project-00002", "provider": "fake", "model": "fake-large-think", "prompt": "word " * 1000}
     before = shared.call("GET", "/api/projects/project-00002").json["tokens"]
@@ -672,13 +763,22 @@ def test_logs_reopen_and_change_level(app: Application) -> None:
     assert app.call("GET", "/healthz").status == 200
 
 
+@BOTH
 def test_no_secret_reaches_a_log_or_an_answer(app: Application) -> None:
     secrets = [app.env()[key] for key in ("APP_SECRET_KEY", "ADMIN_TOKEN", "FAKE_API_KEY")]
     secrets += [key for (key,) in app.rows("SELECT api_key FROM providers")]
+    bodies: list[bytes] = []
+    if app.server:
+        secrets += [PASSWORD, quote(PASSWORD, safe="")]
+        app.server.run(f"ALTER DATABASE {app.database} ALLOW_CONNECTIONS false")
+        app.server.run(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{app.database}'")
+        bodies = [app.call(*call).body for call in (("GET", "/readyz"), ("PUT", "/api/uploads/x", b"x"), ("GET", "/metrics"))]
+        assert b"not currently accepting connections" in bodies[0]
+        app.server.run(f"ALTER DATABASE {app.database} ALLOW_CONNECTIONS true")
     app.cli("pause", "1")
     app.cli("resume")
     app.admin("POST", "/admin/faults", {"error_rate": 1})
-    bodies = [app.call("GET", "/api/providers").body]
+    bodies.append(app.call("GET", "/api/providers").body)
     app.admin("POST", "/admin/faults", {"error_rate": 0})
     for path in ("/api/providers", "/metrics", "/readyz", "/admin/writes", "/admin/faults", "/api/projects"):
         bodies.append(app.admin("GET", path).body)
@@ -692,12 +792,13 @@ def test_no_secret_reaches_a_log_or_an_answer(app: Application) -> None:
 # -- pause of writes ----------------------------------------------------------------------------------------------
 
 
+@BOTH
 def test_pause_holds_writes_and_lets_reads_through(shared: Application) -> None:
     state = shared.run("pause", "20")
     assert state["paused"]
     assert 19 < state["remaining_seconds"] <= 20
     assert state["in_flight"] == 0
-    before = shared.rows("SELECT max(rowid), count(*) FROM usage")
+    before = shared.rows("SELECT max(id), count(*) FROM usage")
     writes = [
         Background(shared, "POST", "/api/projects", {"slug": "late"}),
         Background(shared, "PUT", "/api/uploads/late", b"late"),
@@ -708,7 +809,7 @@ def test_pause_holds_writes_and_lets_reads_through(shared: Application) -> None:
     ]
     wait_for(lambda: shared.admin("GET", "/admin/writes").json["waiting"] == len(writes))
     assert shared.call("GET", "/api/projects").status == shared.call("GET", "/readyz").status == 200
-    assert shared.rows("SELECT max(rowid), count(*) FROM usage") == before
+    assert shared.rows("SELECT max(id), count(*) FROM usage") == before
     assert not (shared.root / "projects/late").exists()
     assert not (shared.root / "data/uploads/late").exists()
     assert (shared.root / "projects/project-00005").exists()
@@ -814,15 +915,20 @@ def test_slow_provider_and_its_time_limit(limited: Application) -> None:
     assert b'operation_duration_seconds_count{error_type="timeout"' in limited.call("GET", "/metrics").body
 
 
+@BOTH
 def test_held_lock_stops_writes_and_not_reads(shared: Application) -> None:
     shared.hold_lock()
-    with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite3.connect(shared.root / "data/gateway.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
+    if shared.server:
+        with pytest.raises(psycopg2.errors.LockNotAvailable):
+            shared.rows("SET lock_timeout = '50ms'; DELETE FROM users")
+    else:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            sqlite3.connect(shared.root / "data/gateway.db", timeout=0, isolation_level=None).execute("BEGIN IMMEDIATE")
     assert shared.call("GET", "/readyz").status == shared.call("GET", "/api/projects").status == 200
     answer = shared.call("PUT", "/api/uploads/locked", b"x")
     assert answer.status == 503
     assert answer.headers["Retry-After"]
-    assert "locked" in json.dumps(shared.log("error"))
+    assert ("lock timeout" if shared.server else "locked") in json.dumps(shared.log("error"))
     assert not (shared.root / "data/uploads/locked").exists()
     assert shared.admin("POST", "/admin/faults", {"hold_lock_seconds": 0}).json["hold_lock_seconds"] == 0
     assert shared.call("PUT", "/api/uploads/locked", b"x").status == 201
@@ -861,6 +967,109 @@ def test_readiness_names_what_is_wrong(shared: Application) -> None:
     assert not made
     assert b'app_health_status{check="database"} 0.0' in metrics.body
     assert shared.call("GET", "/readyz").status == 200
+
+
+# -- PostgreSQL ---------------------------------------------------------------------------------------------------
+
+
+@POSTGRESQL
+def test_a_database_that_cannot_be_used_is_named_without_the_password(stopped: Application) -> None:
+    server, name = stopped.server, stopped.database
+    assert server
+    for url, says in (
+        (_url(server, name, "wrong-secret"), "password authentication failed.*; correct user and password in DATABASE_URL"),
+        (_url(server, "no_such"), 'database "no_such" does not exist; restore it, or correct DATABASE_URL'),
+        (_url(server, name, port=1), "Connection refused.*; start the PostgreSQL server"),
+        (f"postgresql://app:{quote(PASSWORD, safe='')}@/{name}?host={server.folder}", "No such file.*; start the PostgreSQL server"),
+        (f"postgresql://nobody:wrong-secret@/{name}?host={server.host}&port={server.port}", "correct user and password"),
+        (_url(server, name) + "?sslmode=wrong", "sslmode"),
+    ):
+        stopped.set_env("DATABASE_URL", url)
+        for command in ("serve", "migrate", "ledger-check"):
+            error = stopped.cli(command, *(["--ledger", "none"] if command == "ledger-check" else []), code=2)
+            assert re.search(says, error), error
+            assert PASSWORD not in error
+            assert "secret" not in error
+    assert server.run("SELECT count(*) FROM pg_database WHERE datname = 'no_such'") == "0"
+    stopped.set_env("DATABASE_URL", f"postgresql+psycopg2://app:{quote(PASSWORD, safe='')}@/{name}?host={server.host}&port={server.port}")
+    assert stopped.cli("schema")["current"] is True
+
+
+@POSTGRESQL
+def test_init_takes_only_an_empty_database(stopped: Application, tmp_path: Path) -> None:
+    assert stopped.server
+    other = Application(tmp_path / "other", stopped.server)
+    url = stopped.env()["DATABASE_URL"]
+    assert "has 7 tables: restore" in other.cli("init", "--database-url", url, code=2)
+    assert not other.root.exists()
+    name = _new_name()
+    stopped.server.run(f"CREATE DATABASE {name}")  # not the user's own: nothing can be made in it
+    refused = other.cli("init", "--database-url", _url(stopped.server, name), code=2)
+    assert "permission denied" in refused
+    stopped.server.run(f"ALTER DATABASE {name} OWNER TO app")
+    assert other.cli("init", "--database-url", _url(stopped.server, name))["revision"] == "0002"
+    assert other.rows("SELECT name FROM providers") == [("fake",)]
+
+
+@POSTGRESQL
+def test_sessions_are_named_and_their_end_is_survived(shared: Application) -> None:
+    server, name = shared.server, shared.database
+    assert server
+    sessions = f"FROM pg_stat_activity WHERE datname = '{name}'"
+    assert shared.call("GET", "/readyz").status == 200
+    assert server.run(f"SELECT DISTINCT application_name {sessions}") == "gateway-green"
+    _swap(server, name)
+    assert shared.call("PUT", "/api/users/swapped/preferences", {"a": 1}).status == 200
+    assert shared.rows("SELECT name FROM users WHERE name IN ('swapped', 'of the other')") == [("of the other",), ("swapped",)]
+    assert shared.call("GET", "/readyz").status == 200
+    server.stop()
+    answer = shared.call("GET", "/readyz")
+    assert answer.status == 503
+    assert "refused" in answer.json["checks"]["database"]
+    assert shared.call("PUT", "/api/uploads/down", b"x").status == 503
+    assert shared.call("GET", "/healthz").status == 200
+    assert b'app_health_status{check="database"} 0.0' in shared.call("GET", "/metrics").body
+    server.start()
+    assert shared.call("GET", "/readyz").status == 200
+    assert shared.call("PUT", "/api/uploads/down", b"x").status == 201
+    assert b"app_db_lock_wait_seconds_count" in shared.call("GET", "/metrics").body
+
+
+def _swap(server: postgres.Server, name: str) -> None:
+    """Let another database take the name, as a restore does."""
+    server.run(
+        f"ALTER DATABASE {name} ALLOW_CONNECTIONS false;"
+        f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{name}';"
+        f"CREATE DATABASE {name}_new TEMPLATE {name} OWNER app"
+    )
+    server.run("INSERT INTO users (name, created_at) VALUES ('of the other', now())", f"{name}_new")
+    server.run(f"BEGIN; ALTER DATABASE {name} RENAME TO {name}_old; ALTER DATABASE {name}_new RENAME TO {name}; COMMIT")
+
+
+@POSTGRESQL
+def test_writes_at_the_same_time_do_not_fail_each_other(shared: Application) -> None:
+    body = {"slug": "twice", "owner": "both"}
+    made = [Background(shared, "POST", "/api/projects", body) for _turn in range(8)]
+    assert sorted(one.result().status for one in made) == [201] + [409] * 7
+    stored = [Background(shared, "PUT", "/api/projects/twice/files/same", os.urandom(1000)) for _turn in range(8)]
+    assert {one.result().status for one in stored} <= {200, 201}
+    assert shared.call("GET", "/api/projects/twice/files/same").status == 200
+    kept = [Background(shared, "PUT", "/api/users/same/preferences", {"number": n, "b": n}) for n in range(8)]
+    assert {one.result().status for one in kept} == {200}
+    preferences = shared.call("GET", "/api/users/same/preferences").json
+    assert preferences["number"] == preferences["b"]
+    mixed = [Background(shared, "PUT", f"/api/projects/twice/files/{n}", b"x") for n in range(4)]
+    mixed.append(Background(shared, "DELETE", "/api/projects/twice"))
+    assert {one.result().status for one in mixed} <= {201, 204, 404}
+    assert not list(shared.root.glob("projects/*twice*"))
+    assert shared.rows("SELECT * FROM uploads WHERE path LIKE 'projects/twice/%'") == []
+
+
+@POSTGRESQL
+def test_times_are_utc_whatever_the_server_thinks(stopped: Application) -> None:
+    assert stopped.server
+    stopped.server.run(f"ALTER DATABASE {stopped.database} SET timezone = 'Asia/Tokyo'")
+    assert stopped.start().call("GET", "/api/projects/project-00001").json["created_at"] == "2026-01-01T00:00:00Z"
 
 
 # -- stop and crash -----------------------------------------------------------------------------------------------
@@ -908,6 +1117,7 @@ def test_stop_during_a_pause_turns_waiting_writes_away(app: Application) -> None
     assert not (app.root / "data/uploads/late").exists()
 
 
+@BOTH
 def test_acknowledged_writes_survive_a_kill(app: Application, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     assert "outside the root" in app.cli("traffic", "--ledger", app.root / "ledger", code=2)
@@ -924,7 +1134,8 @@ def test_acknowledged_writes_survive_a_kill(app: Application, tmp_path: Path) ->
     assert set(summary["acknowledged"]) == {"projects", "uploads", "usage", "user_preferences"}
     assert not list(app.root.rglob("*.tmp"))
     assert not list(app.root.rglob(".deleted-*"))
-    assert app.rows("PRAGMA integrity_check") == [("ok",)]
+    if not app.server:
+        assert app.rows("PRAGMA integrity_check") == [("ok",)]
     checked = app.run("ledger-check", "--ledger", ledger)
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert checked == {"checked": len(lines), "missing": [], "different": []}

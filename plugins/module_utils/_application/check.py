@@ -9,6 +9,7 @@ import grp
 import os
 import pwd
 import re
+import shutil
 import stat
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 from urllib.parse import urlsplit
@@ -17,6 +18,9 @@ from .._core.clock import Clock
 from .._core.errors import OpskitError
 from .._core.operation import Operation
 from .._core.plan import Plan
+from .._postgresql.clients import installed
+from .._postgresql.database import check_name
+from .._postgresql.login import missing_driver
 
 SYSTEMD = "/run/systemd/system"
 """Exists where systemd is the init that runs: sd_booted(3)."""
@@ -44,7 +48,11 @@ class ApplicationCheck(Operation):
     def __init__(self, description: Dict[str, Any]) -> None:
         self._description = description
         self._paths: Dict[str, str] = {name: path for name, path in description["paths"].items() if path}
-        self._databases: Dict[str, str] = {f"database {database['name']}": database["path"] for database in description["databases"]}
+        self._databases: Dict[str, str] = {
+            f"database {database['name']}": database["path"] or ""
+            for database in description["databases"]
+            if database["engine"] == "sqlite"
+        }
 
     def plan(self) -> Plan:
         """Raise :class:`OpskitError` with all findings; there is never anything to do."""
@@ -61,7 +69,15 @@ class ApplicationCheck(Operation):
 
     def result(self) -> Dict[str, Any]:
         """Return the paths that are set, and who the tasks run as."""
-        return {"paths": self._paths, "uid": os.geteuid()}
+        return {"paths": self._paths, "packages": self._missing_packages(), "uid": os.geteuid()}
+
+    def _missing_packages(self) -> List[str]:
+        """Return the Debian packages that are needed and not installed."""
+        packages = [] if shutil.which("zstd") else ["zstd"]
+        if any(database["engine"] == "postgresql" for database in self._description["databases"]):
+            packages += [missing_driver()] if missing_driver() else []
+            packages += [] if installed("pg_dump") else ["postgresql-client"]
+        return packages
 
     def findings(self) -> Iterator[str]:
         """Yield every mistake as one sentence that begins with the variable."""
@@ -75,6 +91,7 @@ class ApplicationCheck(Operation):
             self._kinds,
             self._apart,
             self._accounts,
+            self._servers,
             self._service,
             self._endpoints,
             self._smoke_checks,
@@ -122,6 +139,8 @@ class ApplicationCheck(Operation):
                 yield f"application_extra_paths: the name {name!r} is not usable; use letters, digits, dot, dash and underscore"
         root = self._description["root"]
         for variable, path in self._named_paths():
+            if not path:
+                continue  # one mistake, said once: _servers()
             if not os.path.isabs(root) and path.startswith(root + "/"):
                 continue  # one mistake, said once: application_root
             if not os.path.isabs(path) or os.path.normpath(path) != path.rstrip("/"):
@@ -175,6 +194,24 @@ class ApplicationCheck(Operation):
                     known(name)
             except KeyError:
                 yield f"application_{option}: this host knows no {'user' if option == 'owner' else 'group'} {name!r}"
+
+    def _servers(self) -> Iterator[str]:
+        for database in self._description["databases"]:
+            variable = f"application_databases ({database['name']})"
+            if database["engine"] == "postgresql":
+                for option in ("passfile", "admin_passfile"):
+                    if database[option] and not os.path.isabs(database[option]):
+                        yield f"{variable}: the {option} {database[option]!r} is not an absolute path"
+                for prefix in ("", "admin_"):
+                    user = database[prefix + "os_user"]
+                    if user and os.geteuid() != 0 and user != pwd.getpwuid(os.geteuid()).pw_name:
+                        yield f"{variable}: only root can act as the {prefix}os_user {user!r}; set opskit_become, or use a passfile"
+                try:
+                    check_name(database["database"] or database["name"])
+                except OpskitError as error:
+                    yield f"{variable}: {error.what}"
+            elif not database["path"]:
+                yield f"{variable}: an SQLite database needs its path"
 
     def _service(self) -> Iterator[str]:
         units = [("application_units", unit) for unit in self._description["units"]]

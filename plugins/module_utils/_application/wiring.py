@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, Optional
+from typing import Any, Callable, Dict, Optional
 
 from .._backup.create import BackupSet, Options
+from .._backup.exchange import Servers
 from .._backup.info import SetInfo
 from .._backup.prune import Prune
 from .._backup.restore import Restore
@@ -17,7 +18,13 @@ from .._backup.store import Store
 from .._backup.verify import ImageCheckers, VerifySets
 from .._core.clock import Clock
 from .._core.errors import OpskitError
+from .._core.protocols import DatabaseSource
+from .._postgresql.database import PostgresDatabase
+from .._postgresql.database import check_image as check_dump
+from .._postgresql.login import Login
+from .._postgresql.restore import PostgresTarget
 from .._sqlite.database import SqliteDatabase
+from .description import LOGIN, database_spec
 
 COLLECTION = "1.0.0"
 """Version of this collection; a test compares it with galaxy.yml."""
@@ -38,16 +45,7 @@ def source_spec() -> Dict[str, Any]:
         "projects": {"type": "path"},
         "logs": {"type": "list", "elements": "path", "default": []},
         "volatile": {"type": "list", "elements": "path", "default": []},
-        "databases": {
-            "type": "list",
-            "elements": "dict",
-            "default": [],
-            "options": {
-                "name": {"type": "str", "required": True},
-                "engine": {"type": "str", "choices": ["sqlite"], "required": True},
-                "path": {"type": "path", "required": True},
-            },
-        },
+        "databases": database_spec(),
         "database_timeout": {"type": "int", "default": 30},
     }
 
@@ -74,22 +72,53 @@ def build_source(params: Dict[str, Any]) -> Source:
     for name, path in paths.items():
         if not isinstance(path, str):
             raise OpskitError(f"{name} is not a path but {path!r}", "paths", "Name one absolute path")
-    for database in params["databases"]:
-        require_absolute(database["path"])
     require_range(params, "database_timeout", 0)
-    timeout = params["database_timeout"]
     return Source(
         paths,
         params["projects"] or paths.get("projects"),
         [path for path in params["logs"] if path],
         [path for path in params["volatile"] if path],
-        [SqliteDatabase(item["name"], item["path"], timeout) for item in params["databases"]],
+        [build_database(item, params["database_timeout"]) for item in params["databases"]],
     )
+
+
+def build_database(item: Dict[str, Any], timeout: float) -> DatabaseSource:
+    """Return one database of the description. Raises :class:`OpskitError` for a wrong one."""
+    if item["engine"] == "postgresql":
+        return _postgres(item, timeout)
+    if not item["path"]:
+        raise OpskitError(f"the database {item['name']} has no path", "databases", "Name the file that SQLite keeps it in")
+    require_absolute(item["path"])
+    return SqliteDatabase(item["name"], item["path"], timeout, item["schema_query"] or "")
+
+
+def _postgres(item: Dict[str, Any], timeout: float) -> PostgresDatabase:
+    return PostgresDatabase(item["name"], item["database"] or item["name"], _login(item, ""), timeout, item["schema_query"] or "")
+
+
+def _login(item: Dict[str, Any], prefix: str) -> Login:
+    """Return the login that the options with this prefix describe; host and port are the same for all."""
+    values = {name: item[prefix + name] or "" for name in LOGIN}
+    if values["passfile"]:
+        require_absolute(values["passfile"])
+    return Login(host=item["host"] or "", port=item["port"] or 0, **values)
+
+
+def build_servers(params: Dict[str, Any]) -> Servers:
+    """Return where the databases in servers are brought back to, by name: by the admin's login, where there is one."""
+    servers: Dict[str, PostgresTarget] = {}
+    for item in params["databases"]:
+        if item["engine"] == "postgresql":
+            has_admin = any(item["admin_" + name] for name in LOGIN)
+            login = _login(item, "admin_" if has_admin else "")
+            timeout = params["database_timeout"]
+            servers[item["name"]] = PostgresTarget(_postgres(item, timeout), login, timeout, item["url_variable"] or "")
+    return servers
 
 
 def image_checkers() -> ImageCheckers:
     """Return what looks at a database image, by engine."""
-    return {"sqlite": SqliteDatabase("image", "/", 0).check_image}
+    return {"sqlite": SqliteDatabase("image", "/", 0).check_image, "postgresql": check_dump}
 
 
 def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
@@ -105,11 +134,12 @@ def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
         lock_timeout_s=params["lock_timeout"],
         collection=COLLECTION,
     )
+    return BackupSet(build_store(params), build_source(params), options, clock, _adopt(params), image_checkers())
 
-    def adopt(name: str, path: str) -> SqliteDatabase:
-        return SqliteDatabase(name, path, params["database_timeout"])
 
-    return BackupSet(build_store(params), build_source(params), options, clock, adopt, image_checkers())
+def _adopt(params: Dict[str, Any]) -> Callable[[str, str], DatabaseSource]:
+    """Return what makes a database of a file that the description does not name."""
+    return lambda name, path: SqliteDatabase(name, path, params["database_timeout"])
 
 
 def backup_verify(params: Dict[str, Any], clock: Clock) -> VerifySets:
@@ -130,6 +160,9 @@ def backup_restore(params: Dict[str, Any], clock: Clock) -> Restore:
         clock,
         image_checkers(),
         params["lock_timeout"],
+        build_servers(params),
+        _adopt(params),
+        params["credentials"],
     )
 
 

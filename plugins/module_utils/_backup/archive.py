@@ -229,6 +229,18 @@ def members_of(path: str) -> Iterator[Member]:
         yield from read_members(lambda buffer: os.readv(stream.fileno(), [buffer]))
 
 
+def member(path: str, name: str, deadline_s: float) -> bytes:
+    """Return the content of one file of an archive object. Raises :class:`BackupError` when it is damaged or not in it."""
+    argv = ["tar", "--extract", "--to-stdout", "--file=-", "--no-wildcards", "--", name]
+    with open_object(path) as stream, tempfile.TemporaryFile() as archive:
+        shutil.copyfileobj(stream, archive, CHUNK)
+        archive.seek(0)
+        try:
+            return command.run(argv, deadline_s, stdin=archive.fileno()).stdout
+        except command.CommandError as error:
+            raise BackupError(f"{name!r} can't be read from its archive: {error.what}", path) from None
+
+
 def decompress(path: str, target: str) -> None:
     """Write an object's plain bytes to a new file, mode 0600. Raises :class:`BackupError` when it is damaged."""
     handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -61,8 +61,9 @@ class Live(NamedTuple):
     root: str
     """The root it lies in, or empty."""
     file: Record
-    """Its main file as a line of the file list."""
+    """Its main file as a line of the file list; empty for one in a server."""
     fingerprint: str
+    """Empty where the tools to ask for it are not installed yet."""
 
 
 class Survey(NamedTuple):
@@ -145,7 +146,8 @@ class BackupSet(Operation):
         for live in survey.databases:
             if live.database.name in survey.database_reasons:
                 # The plain image lies in tmp/ while it is compressed.
-                plan.add("store database", live.database.name, survey.database_reasons[live.database.name], 2 * live.database.size())
+                size = None if live.database.missing() else 2 * live.database.size()
+                plan.add("store database", live.database.name, survey.database_reasons[live.database.name], size)
         self.reason = self._why(survey)
         if self.reason:
             self._check_space(plan)
@@ -203,10 +205,10 @@ class BackupSet(Operation):
             undeclared.extend(path for path in known if is_below(path, root.path) and path not in undeclared)
             self._add_root(survey, scan)
         for database in self.source.databases:
-            survey.databases.append(self._live(database, True, survey.roots, database.files()[0]))
+            survey.databases.append(self._live(database, True, survey.roots))
         for path in undeclared:
             name = "undeclared-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-            survey.databases.append(self._live(self.adopt(name, path), False, survey.roots, path))
+            survey.databases.append(self._live(self.adopt(name, path), False, survey.roots))
             survey.warnings.append(f"{path} is a database that the description does not name; saved as an image")
         for live in survey.databases:
             reason = self._database_reason(live)
@@ -221,7 +223,7 @@ class BackupSet(Operation):
         paths = [
             os.path.join(bases[image.root], get_text(image.file, "path"))
             for image in present(self.last).databases
-            if not image.declared and image.root in bases
+            if image.file and not image.declared and image.root in bases
         ]
         declared = {path for database in self.source.databases for path in database.files()}
         return [path for path in paths if os.path.isfile(path) and path not in declared]
@@ -270,9 +272,12 @@ class BackupSet(Operation):
             reason = "content changed while size and time stayed"
         return reason or ""
 
-    def _live(self, database: DatabaseSource, declared: bool, roots: List[Root], path: str) -> Live:
+    def _live(self, database: DatabaseSource, declared: bool, roots: List[Root]) -> Live:
         database.require()
-        printed = database.fingerprint()
+        printed = "" if database.missing() else database.fingerprint()
+        if not database.files():
+            return Live(database, declared, "", {}, printed)
+        path = database.files()[0]
         home = next((root for root in roots if not root.is_file and is_below(path, root.path)), Root("", "/", False))
         # Below no root, the path is absolute; joined to the base that is what it stays.
         inner = os.path.relpath(path, home.base) if home.name else path
@@ -283,16 +288,20 @@ class BackupSet(Operation):
 
     def _database_reason(self, live: Live) -> str:
         known = self._last_image(live.database.name)
+        packages = live.database.missing()
+        if packages:
+            return f"{', '.join(packages)} has to be installed before it can be looked at"
         if known is None:
             return "new"
-        if known.object in self.suspects or not self.store.has_object(known.object, known.stored_bytes):
-            return DAMAGED
+        for name, size in ((known.object, known.stored_bytes), (known.beside, known.beside_bytes)):
+            if name and (name in self.suspects or not self.store.has_object(name, size)):
+                return DAMAGED
         if (known.root, get_text(known.file, "path")) != (live.root, get_text(live.file, "path")):
             return "it lies in another place now"
         cached = self.cache.get(f"database {live.database.name}", {})
         if cached.get("object") == known.object and cached.get("fingerprint") == live.fingerprint:
             return ""
-        return "" if is_image(live.database.files()[0], known) else "changed"
+        return "" if live.database.is_as(known.facts) else "changed"
 
     def _last_image(self, name: str) -> Optional[Image]:
         images = self.last.databases if self.last and not self.damage else []
@@ -374,6 +383,12 @@ class BackupSet(Operation):
         self.phases["store_s"] = round(self.clock.monotonic() - started, 3)
 
     def _store_everything(self) -> None:
+        for live in present(self.survey).databases:
+            if live.database.missing():
+                raise BackupError(
+                    f"the database {live.database.name} can't be asked anything",
+                    todo=f"Install what that needs: apt-get install {' '.join(live.database.missing())}",
+                )
         self.store.create()
         begun = self.clock.now()
         codec = archive.writer_codec()
@@ -406,21 +421,30 @@ class BackupSet(Operation):
     def _copy(self, live: Live) -> Tuple[Live, str]:
         plain = self.store.at("tmp", f"{live.database.name}.image")
         # Looked at again: what was committed since the plan is in the image, and must not count as new next time.
-        live = self._live(live.database, live.declared, present(self.survey).roots, live.database.files()[0])
+        live = self._live(live.database, live.declared, present(self.survey).roots)
         live.database.copy(plain)
+        live.database.copy_beside(_beside(plain))
         return live, plain
 
     def _store_image(self, live: Live, plain: str, codec: archive.Codec) -> Image:
         facts = live.database.facts(plain)
+        name, stored = self._store_plain(plain, "dump", codec)
+        image = Image(live.database.name, live.database.engine, live.root, live.file, name, stored, facts, live.declared)
+        if os.path.lexists(_beside(plain)):
+            facts["beside"] = {"bytes": os.path.getsize(_beside(plain)), "sha256": hash_file(_beside(plain))}
+            name, stored = self._store_plain(_beside(plain), "sql", codec)
+            image = image._replace(beside=name, beside_bytes=stored)
+        known = self._last_image(live.database.name)
+        self.fresh.update({image.object, image.beside} - ({known.object, known.beside} if known else set()) - {""})
+        return image
+
+    def _store_plain(self, plain: str, kind: str, codec: archive.Codec) -> Tuple[str, int]:
+        """Compress a file of tmp/ into an object; returns its name and stored bytes. The plain file is gone then."""
         target = f"{plain}.{codec.ending}"
         archive.compress(plain, target, codec, self.options.compression_level)
         os.unlink(plain)
         stored = os.path.getsize(target)
-        known = self._last_image(live.database.name)
-        name = self.store.adopt(target, f"dump.{codec.ending}", self.suspects)
-        if known is None or known.object != name:
-            self.fresh.add(name)
-        return Image(live.database.name, live.database.engine, live.root, live.file, name, stored, facts, live.declared)
+        return self.store.adopt(target, f"{kind}.{codec.ending}", self.suspects), stored
 
     def _store_shard(self, group: shards.Group, codec: archive.Codec) -> Optional[Tuple[Shard, List[Record]]]:
         entries, words = group.entries, ""
@@ -511,8 +535,6 @@ class BackupSet(Operation):
         for root in survey.roots:
             del roots[root.name]["path"]
             put_text(roots[root.name], "path", root.path)
-        sizes = {shard.object: shard.stored_bytes for shard in all_shards}
-        sizes.update({image.object: image.stored_bytes for image in databases})
         manifest = Manifest(
             id=f"{begun.strftime('%Y%m%dT%H%M%SZ')}-{self.clock.token()}",
             seq=self.last.seq + 1 if self.last else 1,
@@ -524,9 +546,11 @@ class BackupSet(Operation):
             shards=all_shards,
             databases=databases,
             files="",
-            new_bytes=sum(sizes[name] for name in self.fresh if name in sizes),
+            new_bytes=0,
             guarantee="none",
         )
+        sizes = manifest.objects
+        manifest = manifest._replace(new_bytes=sum(sizes[name] for name in self.fresh if name in sizes))
         self.made = self.store.publish_set(manifest, records, codec, restore_script(manifest))
         self.store.write_cache(cache)
 
@@ -592,6 +616,9 @@ def summary(store: Store, manifest: Manifest) -> Dict[str, Any]:
         "guarantee": manifest.guarantee,
         "paths": sorted(manifest.roots),
         "databases": [image.name for image in manifest.databases],
+        "schema_versions": {
+            image.name: str(image.facts["schema_version"]) for image in manifest.databases if image.facts.get("schema_version")
+        },
         "verified": proof.level if proof.ok else "none",
         "verified_at": rfc3339(proof.time) if proof.ok and proof.time else "",
         "failed": "" if proof.ok else "; ".join(item["reason"] for item in proof.failures[:3]),
@@ -607,14 +634,9 @@ def _require_readable(group: shards.Group) -> None:
             raise BackupError("this file can't be read", path, "Run as a user who may read it (become)")
 
 
-def is_image(path: str, image: Image) -> bool:
-    """True when a live SQLite database is byte for byte an image, with nothing beside it that is not in it yet."""
-    for ending in ("-wal", "-journal"):
-        beside = look("/", path + ending)
-        if beside is not None and beside.size:
-            return False
-    entry = look("/", path)
-    return entry is not None and entry.type == "file" and entry.size == image.facts["bytes"] and hash_file(path) == image.facts["sha256"]
+def _beside(plain: str) -> str:
+    """Return where what belongs with an image is written, beside it in tmp/."""
+    return plain + ".beside"
 
 
 def _owner(entry: Entry, names: Dict[str, str]) -> Tuple[int, int, str, str]:
@@ -748,6 +770,9 @@ def restore_script(manifest: Manifest) -> str:
         lines.append(f'mkdir -p "$to"/{shlex.quote(name)}')
     for image in manifest.databases:
         source = f"../../objects/{image.object[:2]}/{image.object}"
+        if not image.file:
+            lines += _server_lines(image, source, decompress)
+            continue
         path, file = get_text(image.file, "path"), image.file
         target = os.path.join(image.root, path) if image.root else os.path.join("databases", image.name, os.path.basename(path))
         quoted, second = f'"$to"/{shlex.quote(target)}', divmod(file["mtime_ns"], 10**9)
@@ -764,6 +789,25 @@ def restore_script(manifest: Manifest) -> str:
         lines.append(f"{decompress(shard.object)} <{source} | unpack {shlex.quote(shard.root)}")
     lines.append(f'echo "set {manifest.id} is in $to"')
     return "\n".join(lines) + "\n"
+
+
+def _server_lines(image: Image, source: str, decompress: Callable[[str], str]) -> List[str]:
+    """Return the lines that lay the dump of a database in a server ready, and say how a server takes it."""
+    folder = f'"$to"/databases/{shlex.quote(image.name)}'
+    lines = [f"mkdir -p {folder}", f"{decompress(image.object)} <{source} >{folder}/{image.engine}.dump"]
+    if image.beside:
+        lines.append(f"{decompress(image.beside)} <../../objects/{image.beside[:2]}/{image.beside} >{folder}/globals.sql")
+    owner, database = image.facts["properties"]["owner"], image.facts["database"]
+    words = [
+        f"Database {database}, as a superuser of a server that is at least as new:",
+        "  roles that are missing: their lines of globals.sql, with psql",
+        f"  createdb --template=template0 --encoding={shlex.quote(image.facts['properties']['encoding'])} "
+        f"--owner={shlex.quote(owner)} {shlex.quote(database)}",
+        f"  pg_restore --exit-on-error --dbname={shlex.quote(database)} {image.engine}.dump",
+        "  rights, settings and comment of the database itself: see databases, facts, properties in manifest.json",
+    ]
+    quoted = " ".join(shlex.quote(word) for word in words)
+    return [*lines, f"printf '%s\\n' {quoted} | tee {folder}/README.txt"]
 
 
 def restore_order(items: Sequence[Shard]) -> List[Shard]:

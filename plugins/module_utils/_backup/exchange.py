@@ -1,15 +1,16 @@
 # Copyright (c) 2026 opskit contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Renames that can be undone or finished after a crash at any point, because inode numbers tell which were done."""
+"""Renames that can be undone or finished after a crash at any point, because inode numbers (and a server's own) tell which were done."""
 
 from __future__ import annotations
 
 import glob
 import os
-from typing import Any, Dict, List, Optional, Union
+from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
 
 from .._core.files import NO_FLAGS, exchange, fsync_dir, move_new, publish_json, read_json
+from .._core.protocols import ServerTarget
 from .errors import BackupError
 from .manifest import get_text, put_text
 
@@ -173,11 +174,130 @@ class Carry:
         return value
 
 
-Step = Union[Swap, Carry]
+class Kept(NamedTuple):
+    """A database beside a live one: staged, or from before a restore."""
+
+    database: str
+    """The name of the live one in a set."""
+    name: str
+    """The name in the server."""
 
 
-def _step_from_json(value: Dict[str, Any]) -> Step:
+class Rename:
+    """A database that was loaded takes the name of the live one, which is kept aside; the server does both or none.
+
+    The identities are those before: None where there is no live one.
+    """
+
+    def __init__(self, target: ServerTarget, staged: str, aside: str, live_id: Optional[int], staged_id: int) -> None:
+        self.target = target
+        self.live = target.database
+        self.staged = staged
+        self.aside = aside
+        self.live_id = live_id
+        self.staged_id = staged_id
+
+    def is_done(self) -> bool:
+        """True when the loaded one is the live one, and the one before is aside."""
+        if self.target.identity(self.live) != self.staged_id:
+            return False
+        return self.live_id is None or self.target.identity(self.aside) == self.live_id
+
+    def is_undone(self) -> bool:
+        """True when both have the names that they had before."""
+        return self.target.identity(self.live) == self.live_id and self.target.identity(self.staged) == self.staged_id
+
+    def do(self) -> None:
+        """Rename. Raises :class:`OpskitError`; then nothing is renamed."""
+        moves = [(self.live, self.aside, self.live_id)] if self.live_id is not None else []
+        self.target.rename([*moves, (self.staged, self.live, self.staged_id)], self.aside)
+
+    def undo(self) -> None:
+        """Rename back; nothing to do is fine."""
+        if self.target.identity(self.live) == self.live_id:
+            if self.live_id is not None:
+                # The names did not change, but it may have been closed for that.
+                self.target.open_again(self.live)
+        elif self.is_done():
+            moves = [(self.aside, self.live, self.live_id)] if self.live_id is not None else []
+            self.target.rename([(self.live, self.staged, self.staged_id), *moves], self.staged)
+        else:
+            raise BackupError(
+                "the database is neither the old nor the restored one, so it was left alone",
+                self.live,
+                f"Look at it and at {self.aside}, give the right one this name, then run again",
+            )
+
+    def as_json(self) -> Dict[str, Any]:
+        """Return what the journal holds."""
+        return {
+            "database": self.target.name,
+            "staged": self.staged,
+            "aside": self.aside,
+            "live_id": self.live_id,
+            "staged_id": self.staged_id,
+        }
+
+
+class Password:
+    """A role gets the password of the set's environment file, and on the way back that of the one before.
+
+    The journal holds where the two files lie and no secret. Undone last, when the file from before is in place again.
+    """
+
+    def __init__(self, target: ServerTarget, live: str, staged: str) -> None:
+        self.target = target
+        self.live = live
+        self.staged = staged
+
+    def do(self) -> None:
+        """Set the staged file's password. Raises :class:`OpskitError`."""
+        self.target.set_password(_content(self.staged), "the restored environment file")
+
+    def is_undone(self) -> bool:
+        """True when the application can log in as before, or there was no file to log in with."""
+        return inode(self.live) is None or not self.target.refusal(_content(self.live), "the environment file")
+
+    def undo(self) -> None:
+        """Set the live file's password."""
+        if not self.is_undone():
+            self.target.set_password(_content(self.live), "the environment file")
+
+    def as_json(self) -> Dict[str, Any]:
+        """Return what the journal holds."""
+        value: Dict[str, Any] = {"password": self.target.name}
+        put_text(value, "live", self.live)
+        put_text(value, "staged", self.staged)
+        return value
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+Step = Union[Swap, Carry, Rename, Password]
+Servers = Mapping[str, ServerTarget]
+"""The databases of the description that lie in servers, by the name they have in a set."""
+
+
+def server_of(servers: Servers, database: str) -> ServerTarget:
+    """Return where a database is brought back to. Raises :class:`BackupError` when the description does not say."""
+    if database not in servers:
+        raise BackupError(
+            f"the database {database} was restored here, and the description does not name it any more",
+            todo=f"Name {database} under databases again until nothing is kept of that restore",
+        )
+    return servers[database]
+
+
+def _step_from_json(value: Dict[str, Any], servers: Servers) -> Step:
+    if "database" in value:
+        target = server_of(servers, value["database"])
+        return Rename(target, value["staged"], value["aside"], value["live_id"], value["staged_id"])
     live, staged = get_text(value, "live"), get_text(value, "staged")
+    if "password" in value:
+        return Password(server_of(servers, value["password"]), live, staged)
     if "carry" in value:
         return Carry(live, staged, value["precious"])
     return Swap(live, staged, value["live_inode"], value["staged_inode"])
@@ -203,7 +323,14 @@ class Journal:
     """
 
     def __init__(
-        self, path: str, store: str, label: str, set_id: str, stages: List[str], previous: Optional[Dict[str, Any]] = None
+        self,
+        path: str,
+        store: str,
+        label: str,
+        set_id: str,
+        stages: List[str],
+        previous: Optional[Dict[str, Any]],
+        servers: Servers,
     ) -> None:
         self.path = path
         self.store = store
@@ -211,18 +338,21 @@ class Journal:
         self.set_id = set_id
         self.stages = stages
         self.previous = previous
+        self.servers = servers
         self.phase = STAGING
         self.steps: List[Step] = []
+        self.beside: List[Kept] = []
+        """The names that databases of this restore and of those before have beside the live ones; none of them has to exist."""
 
     @classmethod
-    def read(cls, path: str, store: str) -> Optional[Journal]:
+    def read(cls, path: str, store: str, servers: Servers) -> Optional[Journal]:
         """Return the journal, None when there is none. Raises :class:`BackupError` for a damaged one or another store's."""
         try:
             value = read_json(path)
         except FileNotFoundError:
             return None
         try:
-            journal = cls.from_json(path, value)
+            journal = cls.from_json(path, value, servers)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise BackupError(
                 f"the record of the last restore is damaged ({error!r})",
@@ -234,12 +364,13 @@ class Journal:
         return journal
 
     @classmethod
-    def from_json(cls, path: str, value: Dict[str, Any]) -> Journal:
+    def from_json(cls, path: str, value: Dict[str, Any], servers: Servers) -> Journal:
         """Read what :meth:`as_json` wrote. Raises what a wrong shape raises."""
         stages = [get_text(stage, "path") for stage in value["stages"]]
-        journal = cls(path, value["store"], value["label"], value["set"], stages, value["previous"])
+        journal = cls(path, value["store"], value["label"], value["set"], stages, value["previous"], servers)
         journal.phase = PHASES[PHASES.index(value["phase"])]
-        journal.steps = [_step_from_json(step) for step in value["steps"]]
+        journal.steps = [_step_from_json(step, servers) for step in value["steps"]]
+        journal.beside = [Kept(**item) for item in value.get("beside", [])]
         journal.before()
         return journal
 
@@ -256,6 +387,7 @@ class Journal:
             "phase": self.phase,
             "stages": stages,
             "steps": [step.as_json() for step in self.steps],
+            "beside": [item._asdict() for item in self.beside],
             "previous": self.previous,
         }
 
@@ -266,7 +398,7 @@ class Journal:
 
     def before(self) -> Optional[Journal]:
         """Return the journal of the restore before; reading this one made sure that there is no damage in it."""
-        return Journal.from_json(self.path, self.previous) if self.previous is not None else None
+        return Journal.from_json(self.path, self.previous, self.servers) if self.previous is not None else None
 
     @property
     def is_interrupted(self) -> bool:

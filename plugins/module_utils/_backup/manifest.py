@@ -45,12 +45,16 @@ class Image(NamedTuple):
     root: str
     """The root it lies in, empty for one that lies outside all of them."""
     file: Record
-    """Its main file as a line of the file list; the path is absolute where it lies in no root."""
+    """Its main file as a line of the file list; the path is absolute where it lies in no root. Empty for one in a server."""
     object: str
     stored_bytes: int
     facts: Dict[str, Any]
-    """What the engine wrote down when it made the image: bytes, sha256, rows."""
+    """What the engine wrote down when it made the image: bytes, sha256, and what it knows of the content."""
     declared: bool
+    beside: str = ""
+    """The object with what belongs to the whole server (the SQL of its roles); empty where there is none."""
+    beside_bytes: int = 0
+    """As stored."""
 
 
 class Manifest(NamedTuple):
@@ -80,6 +84,7 @@ class Manifest(NamedTuple):
         """Return the stored bytes of every object that the set needs, by name."""
         sizes = {shard.object: shard.stored_bytes for shard in self.shards}
         sizes.update({image.object: image.stored_bytes for image in self.databases})
+        sizes.update({image.beside: image.beside_bytes for image in self.databases if image.beside})
         return sizes
 
     def as_json(self) -> Dict[str, Any]:
@@ -112,8 +117,11 @@ class Manifest(NamedTuple):
             # What every reader of a manifest takes for granted.
             numbers = [root[key] for root in manifest.roots.values() for key in ("files", "bytes")]
             for image in manifest.databases:
-                numbers += [image.facts["bytes"], image.file["mode"], image.file["mtime_ns"]]
-                get_text(image.file, "path"), image.facts["sha256"]
+                numbers.append(image.facts["bytes"])
+                image.facts["sha256"]
+                if image.file:
+                    numbers += [image.file["mode"], image.file["mtime_ns"]]
+                    get_text(image.file, "path")
             if not all(isinstance(number, int) for number in numbers):
                 raise TypeError("a size or count is no number")
             if not all(root["type"] in ("dir", "file") and get_text(root, "path") for root in manifest.roots.values()):

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import base64
 import grp
+import hashlib
 import os
 import pwd
 import stat
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock
 from .._core.command import find_program
@@ -22,14 +24,36 @@ from .._core.lock import flock
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.processes import holders
+from .._core.protocols import DatabaseSource, Names, ServerTarget
 from . import archive
-from .create import is_image, read_xattrs, restore_order, summary
+from .create import read_xattrs, restore_order, summary
 from .errors import BackupError
-from .exchange import COMMITTED, EXCHANGING, ROLLED_BACK, ROLLING_BACK, STAGED, STAGING, Carry, Journal, Step, Swap, inode, kept_logs
+from .exchange import (
+    COMMITTED,
+    EXCHANGING,
+    ROLLED_BACK,
+    ROLLING_BACK,
+    STAGED,
+    STAGING,
+    Carry,
+    Journal,
+    Kept,
+    Password,
+    Rename,
+    Servers,
+    Step,
+    Swap,
+    inode,
+    kept_logs,
+    server_of,
+)
 from .manifest import Image, Manifest, Record, get_text
 from .source import STAGE_FOLDER, Entry, Root, Source, is_below, look
 from .store import Store
 from .verify import ImageCheckers
+
+ENVIRONMENT = "environment"
+"""The name of the saved path that is the application's environment file."""
 
 EXTRACT_S = 24 * 3600
 """Seconds that one shard may take to extract."""
@@ -66,11 +90,23 @@ class Placed(NamedTuple):
     """The folder of its own that it is staged in; empty when it lies in a target's."""
 
 
+class Served(NamedTuple):
+    """One database of the set that goes into a server."""
+
+    image: Image
+    target: ServerTarget
+    names: Names
+
+
 class Restore(Operation):
     """Bring a set back, go back to what was before, or remove what was kept aside.
 
     :param state: ``staged``, ``restored``, ``rolled_back`` or ``purged``
     :param owner: give files the owner with the stored ``name`` (the stored id where there is no such name), or ``id``
+    :param servers: where databases in servers are brought back to
+    :param adopt: returns the database of a file, by name and path
+    :param credentials: what happens when the set's environment file can't log in to the server: ``fail``, ``keep_live`` (the
+        live file's URL stays), ``set_role`` (the role gets the set's password)
     """
 
     def __init__(
@@ -84,7 +120,17 @@ class Restore(Operation):
         clock: Clock,
         checkers: ImageCheckers,
         lock_timeout_s: float,
+        servers: Servers,
+        adopt: Callable[[str, str], DatabaseSource],
+        credentials: str,
     ) -> None:
+        self.credentials = credentials
+        self.settings = b""
+        """The environment file's content as it will be restored, where a database's URL stands in it."""
+        self.passwords: List[ServerTarget] = []
+        """Whose role gets the set's password."""
+        self.servers = servers
+        self.adopt = adopt
         self.store = store
         self.source = source
         self.which = which
@@ -100,6 +146,7 @@ class Restore(Operation):
         self.records: List[Record] = []
         self.targets: List[Target] = []
         self.placed: List[Placed] = []
+        self.served: List[Served] = []
         self.log_shards: Set[str] = set()
         self.label = ""
         self.recovered = ""
@@ -126,7 +173,7 @@ class Restore(Operation):
 
     def plan(self) -> Plan:
         self.store.open()
-        self.journal = Journal.read(self.journal_path, self.store.uuid)
+        self.journal = Journal.read(self.journal_path, self.store.uuid, self.servers)
         self._find_kept_logs()
         plan = Plan(self.state)
         if self.journal is not None and self.journal.is_interrupted:
@@ -150,7 +197,7 @@ class Restore(Operation):
             raise BackupError("there is no restore to go back from", self.state_dir, "Nothing has to be done")
         if journal.phase == COMMITTED:
             for step in journal.steps:
-                if isinstance(step, Swap):
+                if isinstance(step, (Swap, Rename)):
                     if not step.is_done():
                         raise BackupError(
                             "what is here is not what the restore left, or the old state is gone from aside",
@@ -163,6 +210,13 @@ class Restore(Operation):
         for stage in self._stages():
             if os.path.lexists(stage):
                 plan.add("remove", stage, "staged or kept aside by a restore")
+        for kept in self._kept_databases():
+            plan.add("remove", f"database {kept.name}", f"staged or kept aside by a restore of {kept.database}")
+
+    def _kept_databases(self) -> List[Kept]:
+        """Return the databases that lie beside live ones, of earlier restores too."""
+        beside = self.journal.beside if self.journal is not None else []
+        return [kept for kept in beside if server_of(self.servers, kept.database).identity(kept.name) is not None]
 
     def _stages(self) -> List[str]:
         """Return all folders with staged or old state beside the targets, of earlier restores too."""
@@ -172,7 +226,7 @@ class Restore(Operation):
             found.update(journal.stages)
             journal = journal.before()
         parents = {os.path.dirname(path) for path in self.source.outermost().values()}
-        parents.update(os.path.dirname(database.files()[0]) for database in self.source.databases)
+        parents.update(os.path.dirname(database.files()[0]) for database in self.source.databases if database.files())
         for parent in parents:
             # Named after the store: several applications may have paths side by side.
             folder = os.path.join(parent, STAGE_FOLDER, self.store.uuid)
@@ -204,6 +258,7 @@ class Restore(Operation):
         label = journal.label if journal is not None and reuse else f"{manifest.id}.{self.clock.token()}"
         self._place(manifest, label)
         self._check_targets()
+        self._review_settings(plan)
         unknown = sorted(set(self.source.outermost()) - set(manifest.roots))
         if unknown:
             self.warnings.append(f"set {manifest.id} does not hold {', '.join(unknown)}; left as it is")
@@ -213,6 +268,7 @@ class Restore(Operation):
             return
         differences = {target.name: self._difference(target) for target in self.targets}
         wrong = {placed.live: self._database_difference(placed) for placed in self.placed}
+        wrong.update((served.image.name, self._server_difference(served)) for served in self.served)
         if not any(differences.values()) and not any(wrong.values()) and not plan.changes:
             return
         if not self._is_staged(reuse):
@@ -224,6 +280,58 @@ class Restore(Operation):
         for placed in self.placed:
             if placed.stage:
                 plan.add("exchange", placed.live, wrong[placed.live] or "equal, exchanged with the others")
+        for served in self.served:
+            plan.add("exchange", f"database {served.target.database}", wrong[served.image.name] or "equal, exchanged with the others")
+
+    def _review_settings(self, plan: Plan) -> None:
+        """See before anything stops whether the restored application can log in to its servers."""
+        asking = [served for served in self.served if served.target.url_variable and not served.target.missing()]
+        target = next((one for one in self.targets if one.name == ENVIRONMENT and one.is_file), None)
+        if not asking or target is None:
+            return
+        value = next(value for value in self.records if value["root"] == ENVIRONMENT)
+        path = get_text(value, "path")
+        shard = next(shard for shard in self._set().shards if shard.id == value["shard"])
+        self.settings = archive.member(self.store.object_path(shard.object), path, EXTRACT_S)
+        live = _read(target.live) if os.path.lexists(target.live) else None
+        for served in asking:
+            self._review_credentials(served, live)
+        for one in self.passwords:
+            role = one.check_set_password(self.settings, "the set's environment file")
+            if self.state == "restored":
+                plan.add("set password", role, f"the one in set {self._set().id} is not the role's")
+        # From here on the file is right when it holds this.
+        changed = {**value, "size": len(self.settings), "sha256": hashlib.sha256(self.settings).hexdigest()}
+        self.records = [changed if one is value else one for one in self.records]
+
+    def _review_credentials(self, served: Served, live: Optional[bytes]) -> None:
+        if self.credentials == "keep_live":
+            if live is None:
+                raise BackupError(
+                    "there is no live environment file whose URL could be kept",
+                    served.target.url_variable,
+                    "Choose fail or set_role for the credentials",
+                )
+            self.settings = served.target.with_live_url(self.settings, live)
+        if served.target.check(served.image.facts, bool(served.image.beside)):
+            return  # Its roles are made from the set, with the passwords of then.
+        refusal = served.target.refusal(self.settings, f"the environment file of set {self._set().id}")
+        if not refusal:
+            return
+        if self.credentials != "set_role":
+            raise BackupError(
+                f"the restored application could not log in to its database {served.target.database}: {refusal}",
+                served.target.url_variable,
+                "Restore with credentials keep_live (the live URL stays) or set_role (the role gets the set's password)",
+            )
+        self.passwords.append(served.target)
+
+    @staticmethod
+    def _server_difference(served: Served) -> str:
+        packages = served.target.missing()
+        if packages:
+            return f"{', '.join(packages)} has to be installed before it can be looked at"
+        return served.target.difference(served.image.facts)
 
     def _place(self, manifest: Manifest, label: str) -> None:
         """Decide where everything goes.
@@ -232,7 +340,7 @@ class Restore(Operation):
         """
         self.label = label
         paths = self.source.outermost()
-        self.targets, self.placed = [], []
+        self.targets, self.placed, self.served = [], [], []
         for name, root in sorted(manifest.roots.items()):
             if name not in paths:
                 raise BackupError(
@@ -243,9 +351,12 @@ class Restore(Operation):
             live = paths[name]
             stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-{name}")
             self.targets.append(Target(name, root["type"] == "file", live, stage))
-        declared = {database.name: database.files()[0] for database in self.source.databases}
+        declared = {database.name: database.files()[0] for database in self.source.databases if database.files()}
         targets = {target.name: target for target in self.targets}
         for image in manifest.databases:
+            if not image.file:
+                self.served.append(self._serve(manifest, image, label))
+                continue
             inner = get_text(image.file, "path")
             if image.root:
                 live = declared.get(image.name, os.path.join(targets[image.root].live, inner))
@@ -264,6 +375,16 @@ class Restore(Operation):
             else:
                 stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-database-{image.name}")
                 self.placed.append(Placed(image, live, os.path.join(stage, os.path.basename(live)), stage))
+
+    def _serve(self, manifest: Manifest, image: Image, label: str) -> Served:
+        target = self.servers.get(image.name)
+        if target is None:
+            raise BackupError(
+                f"set {manifest.id} holds the {image.engine} database {image.name}, for which the description names no server",
+                self.store.path,
+                f"Name {image.name} under databases, with the engine {image.engine}",
+            )
+        return Served(image, target, target.names(f"{self.store.uuid}/{label}"))
 
     def _check_targets(self) -> None:
         mounts = _mount_points()
@@ -297,6 +418,12 @@ class Restore(Operation):
                 self.warnings.append(f"{foreign} entries belong to other users; without root they become yours")
 
     def _plan_staging(self, plan: Plan, manifest: Manifest) -> None:
+        for served in self.served:
+            facts = served.image.facts
+            if not served.target.missing():
+                for role in served.target.check(facts, bool(served.image.beside)):
+                    plan.add("make role", role, f"database {served.target.database} needs it and the server does not have it")
+            plan.add("stage", f"database {served.target.database}", f"set {manifest.id}", facts["database_bytes"])
         need: Dict[str, int] = {}
         for target in self.targets:
             size = sum(x.get("size", 0) for x in self.records if x["root"] == target.name)
@@ -326,6 +453,7 @@ class Restore(Operation):
             reuse
             and all(os.path.lexists(target.staged) for target in self.targets)
             and all(os.path.lexists(placed.staged) for placed in self.placed)
+            and all(served.target.identity(served.names.staged) is not None for served in self.served)
         )
 
     # comparing with what is live --------------------------------------------------------------------
@@ -409,7 +537,7 @@ class Restore(Operation):
     def _database_difference(self, placed: Placed) -> str:
         """Say how a live database differs from the set's image; empty when it does not."""
         entry = look("/", placed.live)
-        if entry is None or not is_image(placed.live, placed.image):
+        if entry is None or not self.adopt(placed.image.name, placed.live).is_as(placed.image.facts):
             return "the database is not that of the set"
         return self._wrong_rights(placed.live, placed.image.file, entry, True)
 
@@ -475,16 +603,16 @@ class Restore(Operation):
     def _stage(self) -> None:
         manifest, last = self._set(), self.journal
         stages = self._stage_folders()
-        if last is not None and last.phase in (STAGING, STAGED):
-            discarded, previous = last.stages, last.previous
-        else:
-            discarded, previous = [], last.as_json() if last is not None else None
+        discarded = last if last is not None and last.phase in (STAGING, STAGED) else None
+        previous = discarded.previous if discarded is not None else last.as_json() if last is not None else None
+        beside = self._kept_databases()
         # From here on a copy that is being filled, or removed, never counts as one.
-        self.journal = Journal(self.journal_path, self.store.uuid, self.label, manifest.id, stages, previous)
+        self.journal = Journal(self.journal_path, self.store.uuid, self.label, manifest.id, stages, previous, self.servers)
+        self.journal.beside = beside + [Kept(served.image.name, name) for served in self.served for name in served.names]
         self.journal.write(STAGING)
         try:
-            for stage in discarded:
-                remove_tree(stage)
+            if discarded is not None:
+                self._discard(discarded)
             for stage in stages:
                 make_dir(os.path.dirname(os.path.dirname(stage)))
                 make_dir(os.path.dirname(stage))
@@ -493,6 +621,8 @@ class Restore(Operation):
             self._check_staged()
             for stage in stages:
                 sync_filesystem(stage)
+            for served in self.served:
+                self._load(served)
         except BaseException as error:
             for stage in stages:
                 remove_tree(stage)
@@ -504,6 +634,28 @@ class Restore(Operation):
                 ) from None
             raise
         self.journal.write(STAGED)
+
+    def _discard(self, discarded: Journal) -> None:
+        """Remove what was staged and cut off, or is not wanted any more."""
+        for stage in discarded.stages:
+            remove_tree(stage)
+        for kept in discarded.beside:
+            target = server_of(self.servers, kept.database)
+            if kept.name == target.names(f"{self.store.uuid}/{discarded.label}").staged:
+                target.drop(kept.name)
+
+    def _load(self, served: Served) -> None:
+        """Load one database beside the live one, from plain files in the store, which has the room."""
+        with tempfile.TemporaryDirectory(dir=self.store.at("tmp")) as folder:
+            plain, beside = os.path.join(folder, "image"), ""
+            archive.decompress(self.store.object_path(served.image.object), plain)
+            if served.image.beside:
+                beside = os.path.join(folder, "globals.sql")
+                archive.decompress(self.store.object_path(served.image.beside), beside)
+            wrong = [x for x in self.checkers[served.image.engine](plain, served.image.facts) if not x.ok]
+            if wrong:
+                raise BackupError(f"database {served.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
+            served.target.load(plain, beside, served.image.facts, served.names.staged)
 
     def _stage_folders(self) -> List[str]:
         return [target.stage for target in self.targets] + [placed.stage for placed in self.placed if placed.stage]
@@ -538,6 +690,8 @@ class Restore(Operation):
         for shard in trees:
             extract(shard.object, shard.root)
         for target in self.targets:
+            if target.name == ENVIRONMENT and self.settings:
+                self._rewrite(target)
             saved = [path for path, value in self._wanted(target, logs=True)]
             if target.is_file and get_text(manifest.roots[target.name], "path"):
                 stored = os.path.basename(get_text(manifest.roots[target.name], "path"))
@@ -546,6 +700,15 @@ class Restore(Operation):
             for kept in self._kept(target):
                 remove_tree(os.path.join(target.staged, os.path.relpath(kept, target.live)))
             self._set_folder_times(target)
+
+    def _rewrite(self, target: Target) -> None:
+        """Give the staged environment file the content that was settled, with the rights and time it has."""
+        value = next(value for value in self.records if value["root"] == ENVIRONMENT)
+        path = os.path.join(target.stage, os.path.basename(get_text(value, "path")))
+        with open(path, "r+b") as stream:
+            stream.truncate()
+            stream.write(self.settings)
+        os.utime(path, ns=(value["mtime_ns"], value["mtime_ns"]))
 
     def _place_image(self, placed: Placed) -> None:
         name = placed.image.object
@@ -608,6 +771,13 @@ class Restore(Operation):
         self._require_unused()
         journal = present(self.journal)
         steps: List[Step] = []
+        # First, because sessions that do not end are the likeliest of all failures.
+        for served in self.served:
+            loaded = present(served.target.identity(served.names.staged))
+            steps.append(Rename(served.target, *served.names, served.target.identity(served.target.database), loaded))
+        for one in self.passwords:
+            environment = next(target for target in self.targets if target.name == ENVIRONMENT)
+            steps.insert(0, Password(one, environment.live, environment.staged))
         for target in self.targets:
             for kept in self._kept(target):
                 rest = os.path.relpath(kept, target.live)
@@ -664,8 +834,11 @@ class Restore(Operation):
             journal.write(ROLLED_BACK)
 
     def _purge(self) -> None:
-        stages = self._stages()
-        # First the record goes: from then on nobody takes what is being removed for a state to go back to.
+        stages, databases = self._stages(), self._kept_databases()
+        # Only the record knows the databases' names, so they go before it; a name that is gone is no state to go back to.
+        for kept in databases:
+            server_of(self.servers, kept.database).drop(kept.name)
+        # Then the record: from then on nobody takes what is being removed for a state to go back to.
         if os.path.exists(self.journal_path):
             os.unlink(self.journal_path)
             fsync_dir(self.state_dir)
@@ -679,7 +852,7 @@ class Restore(Operation):
     # verify ---------------------------------------------------------------------------------------
 
     def verify(self) -> List[Check]:
-        journal = Journal.read(self.journal_path, self.store.uuid)
+        journal = Journal.read(self.journal_path, self.store.uuid, self.servers)
         if self.state == "purged":
             left = [stage for stage in self._stages() if os.path.lexists(stage)]
             return [Check("nothing is kept aside", not left, ", ".join(left))]
@@ -703,6 +876,12 @@ class Restore(Operation):
         for placed in self.placed:
             reason = self._database_difference(placed)
             checks.append(Check(f"database {placed.image.name} is that of the set", not reason, reason or placed.live))
+        # What was loaded was compared row by row before; here the names count.
+        checks.extend(
+            Check(f"database {step.live} is that of the set", step.is_done(), step.live)
+            for step in journal.steps
+            if isinstance(step, Rename)
+        )
         if not all(check.ok for check in checks):
             # Nothing has used it yet, so the state before is as good as it was.
             journal.write(ROLLING_BACK)
@@ -712,17 +891,30 @@ class Restore(Operation):
         return checks
 
     def result(self) -> Dict[str, Any]:
-        journal = Journal.read(self.journal_path, self.store.uuid)
+        journal = Journal.read(self.journal_path, self.store.uuid, self.servers)
         if journal is not None and journal.phase in (STAGING, STAGED):
             journal = journal.before()
-        kept = journal.stages if journal is not None and journal.phase in (COMMITTED, ROLLED_BACK) else []
+        is_kept = journal is not None and journal.phase in (COMMITTED, ROLLED_BACK)
+        aside = [stage for stage in present(journal).stages if os.path.lexists(stage)] + _beside_live(present(journal)) if is_kept else []
         return {
             "set": summary(self.store, self.manifest) if self.manifest else None,
-            "aside": [stage for stage in kept if os.path.lexists(stage)],
+            "aside": aside,
             "recovered": self.recovered,
             "phases": self.phases,
             "warnings_": self.warnings,
         }
+
+
+def _beside_live(journal: Journal) -> List[str]:
+    """Return the databases that a restore has put aside, or has taken back, as a person would name them."""
+    steps = [step for step in journal.steps if isinstance(step, Rename)]
+    names = [(step.target, step.aside if journal.phase == COMMITTED else step.staged) for step in steps]
+    return [f"database {name}" for target, name in names if target.identity(name) is not None]
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as stream:
+        return stream.read()
 
 
 def _parents(path: str) -> List[str]:

@@ -122,6 +122,8 @@ class Source:
         """Refuse what could be saved but not restored."""
         files: Dict[str, str] = {}
         for database in self.databases:
+            if not database.files():
+                continue
             path = database.files()[0]
             if path in files:
                 raise BackupError(f"{files[path]} and {database.name} are the same database", path, "Name it once")

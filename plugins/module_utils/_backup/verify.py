@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,8 @@ def verify_objects(
     for image in manifest.databases:
         if image.object in wanted:
             work.append((image.object, _image_check(store, image, checkers) if level == "content" else None))
+        if image.beside in wanted:
+            work.append((image.beside, _beside_check(store, image) if level == "content" else None))
     work.sort(key=lambda item: -manifest.objects[item[0]])
     with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
         for found in pool.map(lambda item: check(*item), work):
@@ -126,6 +129,16 @@ def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callabl
             archive.decompress(store.object_path(image.object), plain)
             checks = checkers[image.engine](plain, image.facts)
         return [f"database {image.name}: {check.check}: {check.detail}" for check in checks if not check.ok]
+
+    return run
+
+
+def _beside_check(store: Store, image: Image) -> Callable[[], List[str]]:
+    def run() -> List[str]:
+        with archive.open_object(store.object_path(image.beside)) as stream:
+            digest = hashlib.sha256(stream.read()).hexdigest()
+        same = digest == image.facts["beside"]["sha256"]
+        return [] if same else [f"database {image.name}: the definitions of roles have other content than was recorded"]
 
     return run
 

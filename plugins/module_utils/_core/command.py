@@ -66,17 +66,19 @@ def run(
     env: Optional[Dict[str, str]] = None,
     cwd: Optional[str] = None,
     ok: Sequence[int] = (0,),
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a program to its end and return its output.
 
     :param deadline_s: seconds after which it is killed
     :param data: what it reads on standard input
     :param ok: exit codes that are no failure
+    :param stdin: an open file that it reads instead
     Raises :class:`CommandTimeout`, or :class:`CommandError` with the program's own last words, redacted.
     """
     process = subprocess.Popen(
         bound(argv),
-        stdin=subprocess.DEVNULL if data is None else subprocess.PIPE,
+        stdin=stdin if data is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=env or environment(),

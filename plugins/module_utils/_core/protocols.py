@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Protocol
-
-from .operation import Check
+from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Tuple
 
 
 class DatabaseSource(Protocol):
@@ -16,28 +14,100 @@ class DatabaseSource(Protocol):
     name: str
     """The name it has in a set."""
     engine: str
-    """``sqlite``."""
+    """``sqlite`` or ``postgresql``."""
 
     def files(self) -> List[str]:
-        """Return the absolute paths that belong to the database itself and are never saved as files."""
+        """Return the absolute paths that belong to the database itself and are never saved as files, its main file first.
+
+        None where it lies in a server.
+        """
+
+    def missing(self) -> List[str]:
+        """Return the Debian packages that have to be installed before anything but :meth:`require` can be asked."""
 
     def require(self) -> None:
-        """Raise :class:`OpskitError` when the database is missing or can't be read. Opens nothing, makes nothing."""
+        """Raise :class:`OpskitError` when the database is missing or can't be read. Opens no file, makes nothing."""
 
     def size(self) -> int:
         """Return the upper bound of an image's bytes."""
 
     def fingerprint(self) -> str:
-        """Return a digest that moves with every commit, without opening the database.
+        """Return what moves with every commit, cheap to have.
 
-        One that is written at this very moment gives a digest that never comes again.
+        One that is written at this very moment gives a fingerprint that never comes again.
         """
+
+    def is_as(self, facts: Dict[str, Any]) -> bool:
+        """True when the database holds what the image with these facts holds. May read all of it."""
 
     def copy(self, target: str) -> None:
         """Write a consistent image to a new file, mode 0600."""
 
+    def copy_beside(self, target: str) -> bool:
+        """Write what is needed with an image and belongs to the whole server to a new file, mode 0600.
+
+        False, and no file, where there is nothing of the kind.
+        """
+
     def facts(self, image: str) -> Dict[str, Any]:
         """Return what is to be remembered of an image: plain JSON, ``bytes`` and ``sha256`` and what the engine knows."""
 
-    def check_image(self, path: str, facts: Dict[str, Any]) -> List[Check]:
-        """Look at an image with the engine's own means and compare it with the facts. Changes nothing."""
+
+class Names(NamedTuple):
+    """What a restored database and the one before it are called while they are not the live one."""
+
+    staged: str
+    aside: str
+
+
+class ServerTarget(Protocol):
+    """A database in a server, as a restore sees it: a copy is loaded beside it, then the two change names."""
+
+    name: str
+    """The name it has in a set."""
+    database: str
+    """The name it has in the server."""
+    url_variable: str
+    """The variable of the environment file that holds the URL the application logs in with; empty where there is none."""
+
+    def missing(self) -> List[str]:
+        """Return the Debian packages that have to be installed before anything else can be asked."""
+
+    def names(self, label: str) -> Names:
+        """Return the names beside the live one, the same for the same label."""
+
+    def identity(self, name: str) -> Optional[int]:
+        """Return the number that a database keeps when it is renamed, None where no database has this name."""
+
+    def difference(self, facts: Dict[str, Any]) -> str:
+        """Say how the live database differs from what was recorded of an image; empty when it does not."""
+
+    def check(self, facts: Dict[str, Any], globals_there: bool) -> List[str]:
+        """Return the roles that will be made. Raises :class:`OpskitError` for what can't be restored here."""
+
+    def load(self, image: str, globals_sql: str, facts: Dict[str, Any], name: str) -> None:
+        """Make a new database of an image and compare it with the facts; one of this name is replaced."""
+
+    def drop(self, name: str) -> None:
+        """Remove a database that is not the live one; none of this name is fine."""
+
+    def rename(self, moves: List[Tuple[str, str, int]], closed: str) -> None:
+        """Give databases other names (present name, new name, identity), all or none, and end the sessions in them.
+
+        :param closed: the new name that takes no connections afterwards
+        """
+
+    def open_again(self, name: str) -> None:
+        """Let a database take connections, which a run that was cut off has closed."""
+
+    def refusal(self, settings: bytes, whose: str) -> str:
+        """Say why the application can't log in with an environment file's URL; empty when it can."""
+
+    def check_set_password(self, settings: bytes, whose: str) -> str:
+        """Return the role that :meth:`set_password` would change. Raises :class:`OpskitError` where it could not."""
+
+    def set_password(self, settings: bytes, whose: str) -> None:
+        """Give the role of an environment file's URL the password that stands there."""
+
+    def with_live_url(self, settings: bytes, live: bytes) -> bytes:
+        """Return an environment file's content with the URL of the live one."""

@@ -40,19 +40,25 @@ class SqliteDatabase:
 
     engine = "sqlite"
 
-    def __init__(self, name: str, path: str, deadline_s: float) -> None:
+    def __init__(self, name: str, path: str, deadline_s: float, schema_query: str = "") -> None:
         """Look at nothing yet.
 
+        :param schema_query: SQL that gives the version of the schema in one value; empty for an application without one
         :param path: the main file; links are resolved, as SQLite does when it names the files beside it
         :param deadline_s: seconds to wait for locks of the application
         """
         self.name = name
         self.path = os.path.realpath(path)
         self.deadline_s = deadline_s
+        self.schema_query = schema_query
 
     def files(self) -> List[str]:
         """Return the main file, ``-wal``, ``-shm`` and ``-journal``, whether they exist or not."""
         return [self.path] + [self.path + suffix for suffix in SIDE_FILES]
+
+    def missing(self) -> List[str]:
+        """Return nothing: Python brings what is needed."""
+        return []
 
     def require(self) -> None:
         """Raise :class:`SqliteError` unless there is a readable file with SQLite's header. Opens it with nothing but read."""
@@ -83,6 +89,18 @@ class SqliteDatabase:
             seen, changed_ns = self._look()
         return hashlib.sha256(repr(seen).encode("ascii") + os.urandom(16)).hexdigest()
 
+    def is_as(self, facts: Dict[str, Any]) -> bool:
+        """True when the database is byte for byte the image with these facts, with nothing beside it that is not in it yet."""
+        if any(not is_empty_or_absent(self.path + suffix) for suffix in ("-wal", "-journal")):
+            return False
+        state = os.lstat(self.path) if os.path.lexists(self.path) else None
+        return (
+            state is not None
+            and stat.S_ISREG(state.st_mode)
+            and state.st_size == facts["bytes"]
+            and hash_file(self.path) == facts["sha256"]
+        )
+
     def _look(self) -> Tuple[Tuple[object, ...], int]:
         with open(self.path, "rb") as stream:
             header = stream.read(HEADER_BYTES)
@@ -112,16 +130,34 @@ class SqliteDatabase:
             os.chmod(target, 0o600)
             self._copy(target)
 
+    def copy_beside(self, target: str) -> bool:
+        """Return False: a file has no server."""
+        return False
+
     def facts(self, image: str) -> Dict[str, Any]:
         """Return what is to be remembered of an image.
 
         ``bytes``, ``sha256``, ``rows`` (table: count), ``schema`` (SHA-256 of all definitions), ``user_version``,
         ``application_id``, ``page_size``, ``journal_mode`` (``wal`` or ``rollback``), ``foreign_key_violations`` (a
-        number, or null where SQLite can't tell) and ``notes`` about what could not be counted.
+        number, or null where SQLite can't tell), ``notes`` about what could not be counted, and ``schema_version``, which the
+        application gives it.
         Raises :class:`SqliteError`; then there is no image any more.
         """
         with self._removed_on_error(image):
-            return _facts(image)
+            return {**_facts(image), "schema_version": self._schema_version(image)}
+
+    def _schema_version(self, image: str) -> str:
+        if not self.schema_query:
+            return ""
+        try:
+            with closing(_open_immutable(image)) as connection:
+                rows = connection.execute(self.schema_query).fetchmany(2)
+        except sqlite3.Error as error:
+            raise SqliteError(f"the query for the schema's version failed: {error}", self.path, "Correct schema_query") from None
+        if len(rows) != 1 or len(rows[0]) != 1 or rows[0][0] is None:
+            raise SqliteError("the query for the schema's version does not give one value", self.path, "Correct schema_query")
+        value = rows[0][0]
+        return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
     def image(self, target: str) -> Dict[str, Any]:
         """Write a consistent image as :meth:`copy` does, flush it to the disk, and return its :meth:`facts`."""

@@ -22,9 +22,10 @@ from .._core.files import free_bytes, fsync_dir, hash_file, human_size, move_new
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.processes import Holder, holders
+from .._core.snapshots import Snapshot
 from .database import SqliteDatabase
 from .errors import SqliteError
-from .snapshots import Snapshot, SnapshotDirectory, is_settled
+from .snapshots import SnapshotDirectory, is_settled
 
 _BLOCK = 1024 * 1024
 # The main file leaves first: a database without its -wal would look whole and lack the last rows.
@@ -73,7 +74,7 @@ class RestoreSnapshot(Operation):
 
     def plan(self) -> Plan:
         """Choose the snapshot, prove that it is good, and see whether the database is it already."""
-        snapshot = self.snapshot = self._choose()
+        snapshot = self.snapshot = self.directory.choose(self.wanted)
         self.held_by = holders(self.database.files())
         plan = Plan("none")
         needed = not self._is_in_place(snapshot)
@@ -133,7 +134,7 @@ class RestoreSnapshot(Operation):
         snapshot = self._chosen()
         return {
             "reason": self.reason,
-            "snapshot": snapshot.summary(),
+            "snapshot": self.directory.summary(snapshot),
             "aside": self.aside,
             "holders": [holder._asdict() for holder in self.held_by],
         }
@@ -142,26 +143,6 @@ class RestoreSnapshot(Operation):
         if self.snapshot is None:
             raise RuntimeError("plan() comes first")
         return self.snapshot
-
-    def _choose(self) -> Snapshot:
-        found = self.directory.snapshots()
-        if self.wanted == "latest":
-            good = [one for one in found if not one.damage]
-            if not good:
-                raise SqliteError(
-                    f"there is no whole snapshot named {self.directory.name}", self.directory.path, "Correct the directory or the name"
-                )
-            return good[-1]
-        for one in found:
-            if one.id == self.wanted:
-                if one.damage:
-                    raise SqliteError(f"the snapshot can't be used: {one.damage}", one.path, "Choose another one")
-                return one
-        raise SqliteError(
-            f"there is no snapshot {self.wanted}",
-            self.directory.path,
-            f"Choose latest or one of: {', '.join(one.id for one in found[-10:]) or 'none'}",
-        )
 
     def _is_in_place(self, snapshot: Snapshot) -> bool:
         path = self.database.path

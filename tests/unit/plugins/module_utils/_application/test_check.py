@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._application import check
 from ansible_collections.opskit.runbooks.plugins.module_utils._application.check import ApplicationCheck
+from ansible_collections.opskit.runbooks.plugins.module_utils._application.description import database_spec
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
@@ -48,6 +49,8 @@ def described(folder: Path, **changes: Any) -> Dict[str, Any]:
         "stop_timeout": 60,
     }
     description.update(changes)
+    unset = dict.fromkeys(database_spec()["options"])
+    description["databases"] = [{**unset, **database} for database in description["databases"]]
     return description
 
 

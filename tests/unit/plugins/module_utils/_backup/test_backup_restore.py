@@ -616,7 +616,7 @@ def test_a_step_that_fails_is_undone(app: App, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(OSError, match=os.strerror(errno.EIO)):
         app.restore()
     assert app.live() == changed
-    journal = Journal.read(os.path.join(app.state_dir, "restore.json"), app.opened().uuid)
+    journal = Journal.read(os.path.join(app.state_dir, "restore.json"), app.opened().uuid, {})
     assert journal is not None
     assert not journal.is_interrupted
 
@@ -632,7 +632,7 @@ def test_an_interrupted_exchange_is_undone_by_going_back(app: App) -> None:
     for number in sorted({1, *range(3, total + 1, 1 if SOAK else 4), total - 1, total}):
         app.restore(state="staged")
         killed_at(number, app.restore)
-        journal = Journal.read(os.path.join(app.state_dir, "restore.json"), app.opened().uuid)
+        journal = Journal.read(os.path.join(app.state_dir, "restore.json"), app.opened().uuid, {})
         assert journal is not None
         found[journal.phase] = found.get(journal.phase, 0) + 1
         if journal.phase != "staged":

@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._application import wiring
+from ansible_collections.opskit.runbooks.plugins.module_utils._application.description import database_spec
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.store import Store
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
@@ -98,7 +99,7 @@ class App:
         return self._carry_out(wiring.backup_set, {**self.params, **params, **options}, check)
 
     def restore(self, check: bool = False, **options: Any) -> Dict[str, Any]:
-        params = {"set": "latest", "state": "restored", "state_dir": self.state_dir, "owner": "name"}
+        params = {"set": "latest", "state": "restored", "state_dir": self.state_dir, "owner": "name", "credentials": "fail"}
         return self._carry_out(wiring.backup_restore, {**self.params, **params, **options}, check)
 
     def verify(self, check: bool = False, **options: Any) -> Dict[str, Any]:
@@ -117,6 +118,8 @@ class App:
         return self._carry_out(wiring.backup_prune, {**self.params, **params, **options}, check)
 
     def _carry_out(self, build: Callable[..., Any], params: Dict[str, Any], check: bool) -> Dict[str, Any]:
+        unset = dict.fromkeys(database_spec()["options"])
+        params = {**params, "databases": [{**unset, **item} for item in params["databases"]]}
         return carry_out(build(params, self.clock), check, self.clock)
 
     def opened(self) -> Store:

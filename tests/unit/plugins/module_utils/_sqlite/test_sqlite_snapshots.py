@@ -19,15 +19,14 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.lock import flock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.snapshots import Snapshot, surplus
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.database import SqliteDatabase
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.errors import SqliteError
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.snapshots import (
-    Snapshot,
     SnapshotDirectory,
     TakeSnapshot,
     default_name,
     require_path,
-    surplus,
 )
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._sqlite.databases import (
     count_rows,

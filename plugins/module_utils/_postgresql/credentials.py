@@ -1,0 +1,78 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The URL in an application's environment file that it logs in with. Its password never leaves this process."""
+
+from __future__ import annotations
+
+import re
+from typing import List, NamedTuple, Optional
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from .._core.errors import present
+from .errors import PostgresError
+from .login import Login
+
+
+class Url(NamedTuple):
+    """A database URL (libpq, 34.1.1.2), taken apart."""
+
+    login: Login
+    database: str
+    password: str
+
+
+def _find(lines: List[bytes], variable: str) -> Optional[int]:
+    """Return the number of the line that sets a variable: the last one, which wins wherever such files are read."""
+    pattern = re.compile(rb"\s*(?:export\s+)?" + re.escape(variable.encode()) + rb"=")
+    found = [number for number, line in enumerate(lines) if pattern.match(line)]
+    return found[-1] if found else None
+
+
+def value_of(content: bytes, variable: str) -> Optional[str]:
+    """Return the value that an environment file of ``KEY=value`` lines gives a variable, None where it gives none."""
+    lines = content.split(b"\n")
+    number = _find(lines, variable)
+    if number is None:
+        return None
+    value = lines[number].split(b"=", 1)[1].strip()
+    if len(value) > 1 and value[:1] == value[-1:] and value[:1] in (b"'", b'"'):
+        value = value[1:-1]
+    return value.decode("utf-8", errors="replace")
+
+
+def with_line_of(content: bytes, other: bytes, variable: str) -> bytes:
+    """Return an environment file's content with the line of a variable as it stands in another one, which has it."""
+    lines, others = content.split(b"\n"), other.split(b"\n")
+    line, number = others[present(_find(others, variable))], _find(lines, variable)
+    if number is not None:
+        lines[number] = line
+        return b"\n".join(lines)
+    return content + (b"" if content.endswith(b"\n") or not content else b"\n") + line + b"\n"
+
+
+def read_url(content: bytes, variable: str, whose: str) -> Url:
+    """Return the URL that an environment file sets. Raises :class:`PostgresError`, which never shows the value.
+
+    :param whose: which file it is, for the message
+    """
+    value = value_of(content, variable)
+    if value is None:
+        raise PostgresError(f"{whose} does not set {variable}", todo="Correct url_variable in the description of the database")
+    try:
+        parts = urlsplit(value)
+        port = parts.port or int(parse_qs(parts.query).get("port", ["0"])[-1])
+    except ValueError:
+        raise PostgresError(f"{variable} in {whose} is no URL", todo="Mend it there") from None
+    # SQLAlchemy and others name the driver, too: postgresql+psycopg2.
+    if parts.scheme.split("+")[0] not in ("postgresql", "postgres"):
+        raise PostgresError(f"{variable} in {whose} is not the URL of a PostgreSQL database", todo="Correct the engine or url_variable")
+    query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    login = Login(
+        host=unquote(parts.hostname or "") or query.get("host", ""),
+        port=port,
+        user=unquote(parts.username or "") or query.get("user", ""),
+        passfile=query.get("passfile", ""),
+        service=query.get("service", ""),
+    )
+    return Url(login, unquote(parts.path[1:]) or query.get("dbname", ""), unquote(parts.password or "") or query.get("password", ""))

@@ -1,0 +1,400 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Bringing a database back: loaded beside the live one under another name, compared, then the names change in one transaction."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from typing import Any, Dict, List, Optional, Tuple
+
+from .._core.command import CommandError, last_words, start
+from .._core.files import human_size
+from .._core.protocols import Names
+from .clients import client, major_of, version_text
+from .contents import apply_properties, ask, difference, quote
+from .credentials import read_url, with_line_of
+from .database import READ_S, PostgresDatabase
+from .errors import PostgresError
+from .login import Login, encrypted
+
+MAINTENANCE = "postgres"
+"""The database that work on other databases is done from; initdb makes it for that."""
+
+POLL_S = 0.2
+
+_RIGHTS = """
+    SELECT rolname, rolsuper, rolcreatedb,
+           rolsuper OR pg_catalog.pg_has_role('pg_signal_backend', 'MEMBER')
+    FROM pg_catalog.pg_roles WHERE rolname = current_user
+"""
+
+_SESSIONS = """
+    SELECT pid, coalesce(usename, backend_type), coalesce(application_name, '') FROM pg_catalog.pg_stat_activity
+    WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid() AND backend_type <> 'autovacuum worker' ORDER BY 1
+"""
+
+
+def names_for(database: str, label: str) -> Names:
+    """Return names for one restore of a database, each at most 63 bytes.
+
+    :param label: what tells this restore from all others
+    """
+    short = hashlib.sha256(os.fsencode(f"{database}\0{label}")).hexdigest()[:12]
+    # Cut between characters: 36 bytes of the name, 15 for what follows.
+    head = os.fsencode(database)[:36].decode("utf-8", errors="ignore")
+    return Names(f"{head}_n_{short}", f"{head}_b_{short}")
+
+
+class PostgresTarget:
+    """Where a database is brought back to. Implements ``ServerTarget``.
+
+    :param admin: a login that may make databases, own this one's objects and end sessions
+    :param deadline_s: seconds in which the sessions of others have to end
+    :param url_variable: the variable in the application's environment file with the URL that it logs in with; empty where
+        there is none
+    """
+
+    def __init__(self, database: PostgresDatabase, admin: Login, deadline_s: float, url_variable: str = "") -> None:
+        self.url_variable = url_variable
+        self.name = database.name
+        self.database = database.database
+        self.admin = admin
+        self.deadline_s = deadline_s
+        self._missing = database.missing
+
+    @property
+    def where(self) -> str:
+        """Return the database as a person would name it."""
+        return f"{self.database} on {self.admin.where}"
+
+    def missing(self) -> List[str]:
+        """Return the Debian packages without which the server can't be asked anything."""
+        return self._missing()
+
+    def names(self, label: str) -> Names:
+        """Return the names beside the live one."""
+        return names_for(self.database, label)
+
+    # looking ----------------------------------------------------------------------------------------
+
+    def identity(self, name: str) -> Optional[int]:
+        """Return the number that a database keeps when it is renamed, None where no database has this name."""
+        with self.admin.session(MAINTENANCE) as connection:
+            return _oid(connection, name)
+
+    def difference(self, facts: Dict[str, Any], name: str = "") -> str:
+        """Say how a database differs from what was recorded; empty when it does not.
+
+        :param name: by default the live one
+        """
+        name = name or self.database
+        if self.identity(name) is None:
+            return "it is missing"
+        with self.admin.session(name) as connection:
+            return difference(connection, self.admin, name, facts)
+
+    def check(self, facts: Dict[str, Any], globals_there: bool) -> List[str]:
+        """Return the roles that have to be made first. Raises :class:`PostgresError` for what can't be restored here.
+
+        :param globals_there: the image brings the definitions of roles
+        """
+        with self.admin.session(MAINTENANCE) as connection:
+            version = connection.server_version
+            client("pg_restore", max(major_of(version), major_of(facts["server_version"])))
+            if major_of(version) < major_of(facts["server_version"]):
+                raise PostgresError(
+                    f"the dump is of PostgreSQL {version_text(facts['server_version'])}, the server is {version_text(version)}",
+                    self.where,
+                    "Restore into a server that is at least as new",
+                )
+            missing = self._check_rights(connection, facts)
+            if missing and not (globals_there and self._is_superuser(connection)):
+                raise PostgresError(
+                    f"the roles {', '.join(missing)} own objects or have rights, and this server does not have them",
+                    self.where,
+                    "Make them (CREATE ROLE), or restore as a superuser, who makes them as they were",
+                )
+            if _oid(connection, self.database) is not None:
+                self._check_live(connection)
+            self._check_space(connection, facts)
+        return missing
+
+    @staticmethod
+    def _is_superuser(connection: Any) -> bool:
+        return bool(ask(connection, _RIGHTS)[0][1])
+
+    def _check_rights(self, connection: Any, facts: Dict[str, Any]) -> List[str]:
+        me, is_superuser, may_create, may_signal = ask(connection, _RIGHTS)[0]
+        wanted = [*facts["roles"], facts["properties"]["owner"]]
+        there = {name for (name,) in ask(connection, "SELECT rolname FROM pg_catalog.pg_roles WHERE rolname = ANY(%s)", [wanted])}
+        missing = sorted(set(wanted) - there)
+        if is_superuser:
+            return missing
+        if not may_create:
+            raise PostgresError(f"the role {me} may not make databases", self.where, f"ALTER ROLE {quote(me)} CREATEDB, or name another admin")
+        owner = facts["properties"]["owner"]
+        for role in sorted(there):
+            member = ask(connection, "SELECT pg_catalog.pg_has_role(current_user, %s, 'MEMBER')", [role])[0][0]
+            if not member:
+                raise PostgresError(
+                    f"the role {me} can't give objects to {role}", self.where, f"GRANT {quote(role)} TO {quote(me)}, or name another admin"
+                )
+        live = ask(connection, "SELECT pg_catalog.pg_get_userbyid(datdba) FROM pg_catalog.pg_database WHERE datname = %s", [self.database])
+        if live and not ask(connection, "SELECT pg_catalog.pg_has_role(current_user, %s, 'MEMBER')", [live[0][0]])[0][0]:
+            raise PostgresError(
+                f"the role {me} may not rename the live database, which belongs to {live[0][0]}",
+                self.where,
+                f"GRANT {quote(live[0][0])} TO {quote(me)}, or name another admin",
+            )
+        if live and not may_signal and owner != me:
+            raise PostgresError(
+                f"the role {me} may not end the sessions of others", self.where, f"GRANT pg_signal_backend TO {quote(me)}, or name another admin"
+            )
+        return missing
+
+    def _check_live(self, connection: Any) -> None:
+        """Refuse what no ending of sessions helps against: a prepared transaction, a subscription's slot."""
+        prepared = ask(connection, "SELECT gid FROM pg_catalog.pg_prepared_xacts WHERE database = %s ORDER BY prepared", [self.database])
+        if prepared:
+            raise PostgresError(
+                f"{len(prepared)} prepared transactions hold the database, first {prepared[0][0]!r}",
+                self.where,
+                "End each with COMMIT PREPARED or ROLLBACK PREPARED",
+            )
+        slots = ask(connection, "SELECT slot_name FROM pg_catalog.pg_replication_slots WHERE database = %s ORDER BY 1", [self.database])
+        if slots:
+            raise PostgresError(
+                f"logical replication slots hold the database, first {slots[0][0]!r}",
+                self.where,
+                "Drop the subscription, or the slot with pg_drop_replication_slot()",
+            )
+
+    def _check_space(self, connection: Any, facts: Dict[str, Any]) -> None:
+        """Refuse a copy that the server's disk has no room for, where that disk can be seen from here."""
+        rows = ask(
+            connection,
+            "SELECT CASE WHEN pg_catalog.pg_has_role('pg_read_all_settings', 'MEMBER') THEN current_setting('data_directory') END",
+        )
+        folder = rows[0][0]
+        if not folder or not self.admin.is_local or not os.path.isdir(folder):
+            return
+        disk = os.statvfs(folder)
+        free = disk.f_bavail * disk.f_frsize
+        if facts["database_bytes"] > free:
+            raise PostgresError(
+                f"the restored and the live database are both kept; that needs {human_size(facts['database_bytes'])}, {human_size(free)} are free",
+                folder,
+                "Free space there, or remove what an earlier restore kept aside (state purged)",
+            )
+
+    # credentials ------------------------------------------------------------------------------------
+
+    def refusal(self, settings: bytes, whose: str) -> str:
+        """Say why the application can't log in with an environment file's URL; empty when it can.
+
+        Where there is no live database to log in to, another one of the server has to do, or the server's word that nothing
+        but the database is missing: it says so only after it has accepted role and password.
+        """
+        url = read_url(settings, self.url_variable, whose)
+        try:
+            with url.login.session(url.database, url.password):
+                return ""
+        except PostgresError as error:
+            if self.identity(url.database) is not None:
+                return error.what
+            refusal = error.what
+        try:
+            with url.login.session(MAINTENANCE, url.password):
+                return ""
+        except PostgresError:
+            return "" if f'database "{url.database}" does not exist' in refusal else refusal
+
+    def with_live_url(self, settings: bytes, live: bytes) -> bytes:
+        """Return an environment file's content with the URL of the live one. Raises :class:`PostgresError` where that has none."""
+        read_url(live, self.url_variable, "the live environment file")
+        return with_line_of(settings, live, self.url_variable)
+
+    def set_password(self, settings: bytes, whose: str) -> None:
+        """Give the role of an environment file's URL the password that stands there.
+
+        What the server is sent, and may log, is the verifier (RFC 5803) and not the password.
+        """
+        url = read_url(settings, self.url_variable, whose)
+        with self.admin.session(MAINTENANCE) as connection:
+            verifier = encrypted(connection, url.login.user, url.password)
+            ask(connection, f"ALTER ROLE {quote(url.login.user)} PASSWORD %s", [verifier])
+
+    def check_set_password(self, settings: bytes, whose: str) -> str:
+        """Return the role that :meth:`set_password` would change. Raises :class:`PostgresError` for what keeps it from doing so."""
+        url = read_url(settings, self.url_variable, whose)
+        if not url.login.user or not url.password:
+            raise PostgresError(f"{self.url_variable} in {whose} names no role or no password", todo="Choose another way for the credentials")
+        with self.admin.session(MAINTENANCE) as connection:
+            me, is_superuser = ask(connection, _RIGHTS)[0][:2]
+            if not is_superuser:
+                raise PostgresError(
+                    f"the role {me} may not set the password of {url.login.user}", self.where, "Name a superuser as the admin for the restore"
+                )
+        return url.login.user
+
+    # making -----------------------------------------------------------------------------------------
+
+    def load(self, image: str, globals_sql: str, facts: Dict[str, Any], name: str) -> None:
+        """Make a new database of a dump, as it was, and compare it with the facts. Nothing else is touched.
+
+        :param globals_sql: path of the roles' definitions; empty where there are none
+        :param name: what the new database is called; one of this name that a cut-off run left is removed first
+        Raises :class:`PostgresError`; then there is no such database.
+        """
+        self.drop(name)
+        properties = facts["properties"]
+        with self.admin.session(MAINTENANCE) as connection:
+            missing = self._check_rights(connection, facts)
+            if missing and globals_sql:
+                self._make_roles(connection, missing, globals_sql)
+            ask(connection, _create(name, properties, connection.server_version))
+            # It may take a while until it is whole; nobody else has business in it.
+            ask(connection, f"REVOKE ALL ON DATABASE {quote(name)} FROM PUBLIC")
+            program = client("pg_restore", max(major_of(connection.server_version), major_of(facts["server_version"])))
+        try:
+            self._fill(program, image, name)
+            with self.admin.session(name) as connection:
+                # Before version 18 a dump holds no statistics; without any the first queries are slow.
+                ask(connection, "ANALYZE")
+            with self.admin.session(MAINTENANCE) as connection:
+                apply_properties(connection, name, properties)
+            wrong = self.difference(facts, name)
+            if wrong:
+                raise PostgresError(f"the restored copy is not what was dumped: {wrong}", self.where, "Name another set")
+        except BaseException:
+            self.drop(name)
+            raise
+
+    def _fill(self, program: str, image: str, name: str) -> None:
+        argv = [program, "--exit-on-error", "--no-password", "--dbname", _conninfo(name)]
+        with open(image, "rb") as stream:
+            process = start(self.admin.as_user(argv), stdin=stream.fileno(), env=self.admin.environment(name))
+        try:
+            _out, err = process.communicate(timeout=READ_S)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode != 0:
+            raise PostgresError(
+                f"pg_restore failed: {last_words(err)}", self.where, "Mend what it names (a missing extension or right, a full disk) and run again"
+            )
+
+    def _make_roles(self, connection: Any, missing: List[str], globals_sql: str) -> None:
+        with open(globals_sql, encoding="utf-8") as stream:
+            lines = stream.read().splitlines()
+        idents = {role: ask(connection, "SELECT pg_catalog.quote_ident(%s)", [role])[0][0] for role in missing}
+        for role, ident in idents.items():
+            chosen = [line for line in lines if re.match(rf"(CREATE ROLE {re.escape(ident)};|(ALTER|COMMENT ON) ROLE {re.escape(ident)} )", line)]
+            if not chosen:
+                raise PostgresError(f"the set does not define the role {role}", self.where, f"CREATE ROLE {quote(role)}, and run again")
+            for line in chosen:
+                ask(connection, line)
+        for line in lines:
+            member = re.match(r"GRANT .* TO (.*?)( WITH .*| GRANTED BY .*)?;$", line)
+            if member and member.group(1) in idents.values():
+                ask(connection, line)
+
+    def drop(self, name: str) -> None:
+        """Remove a database that is not the live one; none of this name is fine."""
+        if name == self.database:
+            raise PostgresError("the live database is never removed", self.where)
+        with self.admin.session(MAINTENANCE) as connection:
+            if _oid(connection, name) is not None:
+                ask(connection, f"ALTER DATABASE {quote(name)} ALLOW_CONNECTIONS false")
+                self._end_sessions(connection, name)
+                ask(connection, f"DROP DATABASE {quote(name)}")
+
+    # exchanging -------------------------------------------------------------------------------------
+
+    def rename(self, moves: List[Tuple[str, str, int]], closed: str) -> None:
+        """Give databases other names, all in one transaction or none.
+
+        :param moves: present name, new name, and identity, in an order in which no name is taken
+        :param closed: the new name that takes no connections afterwards; all others do. Empty: all do
+        The sessions in them are ended; when they do not end in time, nothing is renamed and all take connections again.
+        """
+        names = [old for old, _new, _oid_ in moves]
+        with self.admin.session(MAINTENANCE) as connection:
+            for old, _new, oid in moves:
+                if _oid(connection, old) != oid:
+                    raise PostgresError("another database has this name by now, so nothing was renamed", f"{old} on {self.admin.where}")
+            try:
+                for name in names:
+                    ask(connection, f"ALTER DATABASE {quote(name)} ALLOW_CONNECTIONS false")
+                for name in names:
+                    self._end_sessions(connection, name)
+                connection.autocommit = False
+                for old, new, _oid_ in moves:
+                    ask(connection, f"ALTER DATABASE {quote(old)} RENAME TO {quote(new)}")
+                for _old, new, _oid_ in moves:
+                    if new != closed:
+                        ask(connection, f"ALTER DATABASE {quote(new)} ALLOW_CONNECTIONS true")
+                connection.commit()
+            except BaseException:
+                connection.rollback()
+                connection.autocommit = True
+                for name in names:
+                    ask(connection, f"ALTER DATABASE {quote(name)} ALLOW_CONNECTIONS true")
+                raise
+
+    def open_again(self, name: str) -> None:
+        """Let a database take connections, which a run that was cut off has closed."""
+        with self.admin.session(MAINTENANCE) as connection:
+            ask(connection, f"ALTER DATABASE {quote(name)} ALLOW_CONNECTIONS true")
+
+    def _end_sessions(self, connection: Any, name: str) -> None:
+        deadline = time.monotonic() + self.deadline_s
+        while True:
+            sessions = ask(connection, _SESSIONS, [name])
+            if not sessions:
+                return
+            if time.monotonic() >= deadline:
+                pid, role, program = sessions[0]
+                raise PostgresError(
+                    f"{len(sessions)} sessions did not end within {self.deadline_s:g} s, first process {pid} of {role} ({program or 'no name'})",
+                    f"{name} on {self.admin.where}",
+                    "End it by hand, or give it more time",
+                )
+            for pid, _role, _program in sessions:
+                ask(connection, "SELECT pg_catalog.pg_terminate_backend(%s)", [pid])
+            time.sleep(POLL_S)
+
+
+def _oid(connection: Any, name: str) -> Optional[int]:
+    rows = ask(connection, "SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", [name])
+    return int(rows[0][0]) if rows else None
+
+
+def _create(name: str, properties: Dict[str, Any], version: int) -> str:
+    """Return CREATE DATABASE with what can't be changed later."""
+
+    def literal(text: str) -> str:
+        return "'" + text.replace("'", "''") + "'"
+
+    words = [
+        f"CREATE DATABASE {quote(name)} TEMPLATE template0 OWNER {quote(properties['owner'])}",
+        f"ENCODING {literal(properties['encoding'])}",
+        f"LC_COLLATE {literal(properties['collate'])} LC_CTYPE {literal(properties['ctype'])}",
+    ]
+    if version >= 150000:
+        words.append(f"LOCALE_PROVIDER {properties['provider']}")
+        if properties["provider"] == "icu":
+            words.append(f"ICU_LOCALE {literal(properties['locale'])}")
+        elif properties["provider"] == "builtin":
+            words.append(f"BUILTIN_LOCALE {literal(properties['locale'])}")
+    return " ".join(words)
+
+
+def _conninfo(name: str) -> str:
+    """Return a connection string: a bare name with an equals sign in it would be taken for one (libpq, 34.1.1)."""
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
+    return f"dbname='{escaped}'"
