@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: application_check
 short_description: Validate the description of an application on its host
-version_added: 0.1.0
+version_added: 1.0.0
 author: opskit contributors (@opskit)
 description:
   - Looks at the description that the role P(opskit.runbooks.application#role) declares and says everything that is wrong with it at once,

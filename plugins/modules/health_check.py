@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: health_check
 short_description: Ask whether an application is healthy, and say why not
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - opskit contributors (@opskit)
 description:

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: journal_entry
 short_description: Append one line to the journal of runbooks on a host
-version_added: 0.1.0
+version_added: 1.0.0
 author: opskit contributors (@opskit)
 description:
   - Appends one JSON object as a line (JSON Lines) to a file that only the user it runs as can read (mode 0600).

@@ -8,7 +8,7 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 module: sqlite_snapshot
 short_description: Take verified snapshots of a live SQLite database and put them back
-version_added: 0.1.0
+version_added: 1.0.0
 author:
   - opskit contributors (@opskit)
 description:

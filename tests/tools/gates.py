@@ -140,9 +140,12 @@ def tail(output: str) -> str:
     return "\n".join([f"({len(lines) - 150} lines above are in {LOG})"] * (len(lines) > 150) + lines[-150:])
 
 
-def check(title: str, *argv: object, refuse: str = r"(?!)", cwd: Path = COPY, **extra: str) -> bool:
-    """One command is one check: it fails by its exit status or by a line that matches ``refuse``."""
-    success, output, seconds = command(title, *argv, cwd=cwd, **extra)
+def check(title: str, *argv: object, refuse: str = r"(?!)", cwd: Path = COPY, collections: str = str(BUILD)) -> bool:
+    """One command is one check: it fails by its exit status or by a line that matches ``refuse``.
+
+    :param collections: where Ansible finds collections
+    """
+    success, output, seconds = command(title, *argv, cwd=cwd, ANSIBLE_COLLECTIONS_PATH=collections)
     bad = "\n".join(line for line in output.splitlines() if re.search(refuse, line))
     report(title, "" if success and not bad else bad or tail(output) or "no output, but a failing exit status", seconds=seconds)
     return success and not bad
@@ -216,7 +219,7 @@ def lint() -> None:
         "--strict",
         "--exclude",
         "tests/output",
-        ANSIBLE_COLLECTIONS_PATH=f"{BUILD}:{others}",
+        collections=f"{BUILD}:{others}",
     )
 
 

@@ -282,10 +282,10 @@ class Postgresql(Database):
 
     def _advised(self, said: str) -> str:
         if "authentication failed" in said or "no password supplied" in said or ("role " in said and "does not exist" in said):
-            return f"{said}; correct user and password in DATABASE_URL"
+            return f"{said}; correct user and password in DATABASE_URL of .env"
         if "does not exist" in said:
-            return f"{said}; restore it, or correct DATABASE_URL (a server never creates one)"
-        return f"{said}; start the PostgreSQL server, or correct DATABASE_URL"
+            return f"{said}; restore it, or correct DATABASE_URL of .env (a server never creates one)"
+        return f"{said}; start the PostgreSQL server, or correct DATABASE_URL of .env"
 
     def tables(self) -> int:
         select = (
@@ -309,7 +309,8 @@ def connect(url: URL, application: str = "gateway", create: bool = False) -> Dat
 
 def reason(exc: Exception) -> str:
     """What a driver said, on one line. It is the server's or the driver's text: no parameters, no URL."""
-    return " ".join(str(getattr(exc, "orig", None) or exc).split())
+    lines = str(getattr(exc, "orig", None) or exc).splitlines()
+    return " ".join(" ".join(dict.fromkeys(lines)).split())  # libpq says it twice where it tried with and without TLS
 
 
 def _newer(name: str, revision: str) -> GatewayError:

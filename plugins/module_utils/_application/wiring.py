@@ -11,6 +11,7 @@ from .._backup.create import BackupSet, Options
 from .._backup.exchange import Servers
 from .._backup.info import SetInfo
 from .._backup.prune import Prune
+from .._backup.restore import Options as RestoreOptions
 from .._backup.restore import Restore
 from .._backup.retention import Policy
 from .._backup.source import Source, require_absolute
@@ -150,20 +151,16 @@ def backup_verify(params: Dict[str, Any], clock: Clock) -> VerifySets:
 def backup_restore(params: Dict[str, Any], clock: Clock) -> Restore:
     """Return the operation of the module backup_restore."""
     require_absolute(params["state_dir"])
-    return Restore(
-        build_store(params),
-        build_source(params),
-        params["set"] or "latest",
-        params["state"],
-        params["state_dir"],
-        params["owner"],
-        clock,
-        image_checkers(),
-        params["lock_timeout"],
-        build_servers(params),
-        _adopt(params),
-        params["credentials"],
+    options = RestoreOptions(
+        which=params["set"] or "latest",
+        state=params["state"],
+        state_dir=params["state_dir"],
+        owner=params["owner"],
+        credentials=params["credentials"],
+        lock_timeout_s=params["lock_timeout"],
     )
+    source, servers = build_source(params), build_servers(params)
+    return Restore(build_store(params), source, options, clock, image_checkers(), servers, _adopt(params))
 
 
 def backup_set_info(params: Dict[str, Any], _clock: Clock) -> SetInfo:

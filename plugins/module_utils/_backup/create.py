@@ -5,17 +5,12 @@
 
 from __future__ import annotations
 
-import base64
-import errno
-import grp
 import hashlib
 import os
-import pwd
-import shlex
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock, rfc3339
 from .._core.command import find_program
@@ -26,7 +21,9 @@ from .._core.plan import Plan
 from .._core.protocols import DatabaseSource
 from . import archive, shards
 from .errors import BackupError
-from .manifest import Image, Manifest, Record, Shard, get_text, put_text, record, tree_hash
+from .manifest import Image, Manifest, Record, Shard, get_text, put_text, tree_hash
+from .records import make_records, read_records, stored_records
+from .script import restore_script
 from .source import Entry, Root, Scan, Source, is_below, look
 from .store import Store
 from .verify import ImageCheckers, verify_objects
@@ -268,7 +265,7 @@ class BackupSet(Operation):
         if cached.get("tree") == known.shard.tree and cached.get("fingerprint") == printed:
             return ""
         reason = shards.difference(group.entries, known.records)
-        if reason is None and tree_hash(_read_records(group)) != known.shard.tree:
+        if reason is None and tree_hash(read_records(group)) != known.shard.tree:
             reason = "content changed while size and time stayed"
         return reason or ""
 
@@ -460,7 +457,7 @@ class BackupSet(Operation):
                     group.bytes,
                     growing=group.logs,
                 )
-                records = _stored_records(group, entries, members)
+                records = stored_records(group, entries, members)
                 break
             except archive.Changed as error:
                 words = str(error)
@@ -637,179 +634,3 @@ def _require_readable(group: shards.Group) -> None:
 def _beside(plain: str) -> str:
     """Return where what belongs with an image is written, beside it in tmp/."""
     return plain + ".beside"
-
-
-def _owner(entry: Entry, names: Dict[str, str]) -> Tuple[int, int, str, str]:
-    user, group = f"u{entry.uid}", f"g{entry.gid}"
-    if user not in names:
-        try:
-            names[user] = pwd.getpwuid(entry.uid).pw_name
-        except KeyError:
-            names[user] = ""
-    if group not in names:
-        try:
-            names[group] = grp.getgrgid(entry.gid).gr_name
-        except KeyError:
-            names[group] = ""
-    return entry.uid, entry.gid, names[user], names[group]
-
-
-def read_xattrs(path: str) -> Dict[str, str]:
-    """Return a path's extended attributes, ACLs among them, base64 by name."""
-    try:
-        names = os.listxattr(path, follow_symlinks=False)
-        return {name: base64.b64encode(os.getxattr(path, name, follow_symlinks=False)).decode("ascii") for name in sorted(names)}
-    except (FileNotFoundError, NotADirectoryError):
-        raise archive.Changed(f"{path} went") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.ENOSYS):
-            raise
-        return {}  # This file system has none.
-
-
-def make_records(root: Root, entries: List[Entry], contents: Dict[str, Tuple[int, str, str, str]]) -> List[Record]:
-    """Return the file list's lines for some entries.
-
-    :param contents: by path: size, SHA-256, symlink target, and the earlier path that a hard link names
-    """
-    records = []
-    names: Dict[str, str] = {}
-    for entry in entries:
-        size, sha256, target, link = contents.get(entry.path, (0, "", "", ""))
-        records.append(
-            record(
-                root.name,
-                entry.path,
-                entry.type,
-                size,
-                entry.mode,
-                _owner(entry, names),
-                entry.mtime_ns,
-                sha256,
-                target,
-                read_xattrs(os.path.join(root.base, entry.path)),
-                link,
-            )
-        )
-    return records
-
-
-def _stored_records(group: shards.Group, entries: List[Entry], members: List[archive.Member]) -> List[Record]:
-    """Pair what was stored with what lstat(2) said before, and make sure that nothing was done to it meanwhile."""
-    by_path = {member.path: member for member in members}
-    contents: Dict[str, Tuple[int, str, str, str]] = {}
-    for entry in entries:
-        member = by_path.get(entry.path)
-        if member is None or member.type != entry.type:
-            raise archive.Changed(f"{entry.path} is not in the archive as what it was")
-        if entry.type == "symlink":
-            contents[entry.path] = (0, "", member.target, "")
-        elif entry.type == "file":
-            contents[entry.path] = (member.size, member.sha256, "", member.target)
-            if member.size != entry.size and not group.logs:
-                raise archive.Changed(f"{entry.path} changed")
-    records = make_records(group.root, entries, contents)
-    for entry in entries:
-        now = look(group.root.base, entry.path)
-        if entry.type == "dir":
-            # What comes and goes in a folder changes its times, which a restore takes from here.
-            same = now is not None and (entry.mode, entry.uid, entry.gid) == (now.mode, now.uid, now.gid)
-        else:
-            same = group.logs or (now is not None and entry.same_file(now))
-        if not same:
-            raise archive.Changed(f"{entry.path} changed")
-    return records
-
-
-def _read_records(group: shards.Group) -> List[Record]:
-    """Return the lines that the members would have now, reading their content."""
-    firsts: Dict[Tuple[int, int], str] = {}
-    contents: Dict[str, Tuple[int, str, str, str]] = {}
-    try:
-        for entry in group.entries:
-            path = os.path.join(group.root.base, entry.path)
-            if entry.type == "symlink":
-                contents[entry.path] = (0, "", os.readlink(path), "")
-            elif entry.type == "file":
-                # As tar does, which names the first member that is the same inode.
-                first = firsts.setdefault((entry.device, entry.inode), entry.path)
-                contents[entry.path] = (entry.size, hash_file(path), "", first if first != entry.path else "")
-        return make_records(group.root, group.entries, contents)
-    except (FileNotFoundError, archive.Changed):
-        # Gone since the scan: certainly not what the last set holds.
-        return []
-    except PermissionError as error:
-        raise BackupError("this file can't be read", error.filename, "Run as a user who may read it (become)") from None
-
-
-def restore_script(manifest: Manifest) -> str:
-    """Return a shell script that restores the set with tar, zstd or gzip, and sha256sum alone."""
-
-    def decompress(name: str) -> str:
-        return " ".join(shlex.quote(word) for word in archive.known_codec(name).decompress())
-
-    lines = [
-        "#!/bin/sh",
-        f"# Restores set {manifest.id} into an empty folder: one folder in it for each saved path.",
-        "# As root, owners are restored too. Nothing outside of that folder is touched.",
-        "set -eu",
-        "umask 077",
-        "to=${1:?usage: sh restore.sh FOLDER}",
-        'here=$(cd "$(dirname "$0")" && pwd)',
-        'mkdir -p "$to"',
-        'if [ -n "$(ls -A "$to")" ]; then echo "$to is not empty" >&2; exit 1; fi',
-        'to=$(cd "$to" && pwd)',
-        'cd "$here"',
-        "sha256sum --quiet --check SHA256SUMS",
-        "unpack() {",
-        '    tar --extract --blocking-factor=512 --preserve-permissions --sparse --acls --xattrs "--xattrs-include=*" \\',
-        '        --delay-directory-restore --warning=no-timestamp --directory="$to/$1" --file=-',
-        "}",
-    ]
-    for name in sorted(manifest.roots):
-        lines.append(f'mkdir -p "$to"/{shlex.quote(name)}')
-    for image in manifest.databases:
-        source = f"../../objects/{image.object[:2]}/{image.object}"
-        if not image.file:
-            lines += _server_lines(image, source, decompress)
-            continue
-        path, file = get_text(image.file, "path"), image.file
-        target = os.path.join(image.root, path) if image.root else os.path.join("databases", image.name, os.path.basename(path))
-        quoted, second = f'"$to"/{shlex.quote(target)}', divmod(file["mtime_ns"], 10**9)
-        lines.append(f'mkdir -p "$to"/{shlex.quote(os.path.dirname(target))}')
-        lines.append(f"{decompress(image.object)} <{source} >{quoted}")
-        owners = [f"{file['user']}:{file['group']}"] * bool(file["user"] and file["group"]) + [f"{file['uid']}:{file['gid']}"]
-        chown = " || ".join(f"chown {shlex.quote(owner)} {quoted} 2>/dev/null" for owner in owners)
-        lines.append(f'if [ "$(id -u)" = 0 ]; then {chown}; fi')
-        lines.append(f"chmod {file['mode']:04o} {quoted}")
-        lines.append(f"touch --date=@{second[0]}.{second[1]:09d} {quoted}")
-    # Last the shards of folders, which set their modes and times.
-    for shard in restore_order(manifest.shards):
-        source = f"../../objects/{shard.object[:2]}/{shard.object}"
-        lines.append(f"{decompress(shard.object)} <{source} | unpack {shlex.quote(shard.root)}")
-    lines.append(f'echo "set {manifest.id} is in $to"')
-    return "\n".join(lines) + "\n"
-
-
-def _server_lines(image: Image, source: str, decompress: Callable[[str], str]) -> List[str]:
-    """Return the lines that lay the dump of a database in a server ready, and say how a server takes it."""
-    folder = f'"$to"/databases/{shlex.quote(image.name)}'
-    lines = [f"mkdir -p {folder}", f"{decompress(image.object)} <{source} >{folder}/{image.engine}.dump"]
-    if image.beside:
-        lines.append(f"{decompress(image.beside)} <../../objects/{image.beside[:2]}/{image.beside} >{folder}/globals.sql")
-    owner, database = image.facts["properties"]["owner"], image.facts["database"]
-    words = [
-        f"Database {database}, as a superuser of a server that is at least as new:",
-        "  roles that are missing: their lines of globals.sql, with psql",
-        f"  createdb --template=template0 --encoding={shlex.quote(image.facts['properties']['encoding'])} "
-        f"--owner={shlex.quote(owner)} {shlex.quote(database)}",
-        f"  pg_restore --exit-on-error --dbname={shlex.quote(database)} {image.engine}.dump",
-        "  rights, settings and comment of the database itself: see databases, facts, properties in manifest.json",
-    ]
-    quoted = " ".join(shlex.quote(word) for word in words)
-    return [*lines, f"printf '%s\\n' {quoted} | tee {folder}/README.txt"]
-
-
-def restore_order(items: Sequence[Shard]) -> List[Shard]:
-    """Return shards in the order in which they are extracted: folders last, so that their modes and times stay."""
-    return sorted(items, key=lambda shard: (shard.id.endswith("-tree"), shard.id))

@@ -5,28 +5,21 @@
 
 from __future__ import annotations
 
-import base64
-import grp
-import hashlib
 import os
-import pwd
 import stat
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock
 from .._core.command import find_program
 from .._core.errors import present
-from .._core.files import free_bytes, fsync_dir, hash_file, human_size, is_out_of_space, make_dir, remove_tree, sync_filesystem
+from .._core.files import free_bytes, fsync_dir, human_size, is_out_of_space, make_dir, remove_tree
 from .._core.lock import flock
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.processes import holders
-from .._core.protocols import DatabaseSource, Names, ServerTarget
-from . import archive
-from .create import read_xattrs, restore_order, summary
+from .._core.protocols import DatabaseSource
+from .create import summary
 from .errors import BackupError
 from .exchange import (
     COMMITTED,
@@ -43,121 +36,72 @@ from .exchange import (
     Servers,
     Step,
     Swap,
-    inode,
     kept_logs,
     server_of,
 )
-from .manifest import Image, Manifest, Record, get_text
-from .source import STAGE_FOLDER, Entry, Root, Source, is_below, look
+from .placement import Placement, parents
+from .settings import Settings
+from .source import STAGE_FOLDER, Root, Source, is_below, look
+from .staging import Staging, set_folder_times
 from .store import Store
 from .verify import ImageCheckers
 
-ENVIRONMENT = "environment"
-"""The name of the saved path that is the application's environment file."""
 
-EXTRACT_S = 24 * 3600
-"""Seconds that one shard may take to extract."""
+class Options(NamedTuple):
+    """What is restored, and how."""
 
-
-class Target(NamedTuple):
-    """One root of the set and where it goes."""
-
-    name: str
-    is_file: bool
-    live: str
-    """The path that the application uses; it may be missing."""
-    stage: str
-    """The folder beside it that the set's copy is extracted into."""
-
-    @property
-    def staged(self) -> str:
-        """Where the copy of :attr:`live` lies."""
-        return os.path.join(self.stage, os.path.basename(self.live))
-
-    @property
-    def base(self) -> str:
-        """The folder that the set's paths are relative to."""
-        return self.stage if self.is_file else self.staged
-
-
-class Placed(NamedTuple):
-    """One database of the set and where it goes."""
-
-    image: Image
-    live: str
-    staged: str
-    stage: str
-    """The folder of its own that it is staged in; empty when it lies in a target's."""
-
-
-class Served(NamedTuple):
-    """One database of the set that goes into a server."""
-
-    image: Image
-    target: ServerTarget
-    names: Names
+    which: str
+    """An id, ``latest`` or ``before <time>``."""
+    state: str
+    """``staged``, ``restored``, ``rolled_back`` or ``purged``."""
+    state_dir: str
+    """Folder of the record of what was exchanged."""
+    owner: str
+    """Give files the owner with the stored ``name`` (the stored id where there is no such name), or ``id``."""
+    credentials: str
+    """See :class:`Settings`."""
+    lock_timeout_s: float
 
 
 class Restore(Operation):
     """Bring a set back, go back to what was before, or remove what was kept aside.
 
-    :param state: ``staged``, ``restored``, ``rolled_back`` or ``purged``
-    :param owner: give files the owner with the stored ``name`` (the stored id where there is no such name), or ``id``
+    :param checkers: by engine, looks at a database image
     :param servers: where databases in servers are brought back to
     :param adopt: returns the database of a file, by name and path
-    :param credentials: what happens when the set's environment file can't log in to the server: ``fail``, ``keep_live`` (the
-        live file's URL stays), ``set_role`` (the role gets the set's password)
     """
 
     def __init__(
         self,
         store: Store,
         source: Source,
-        which: str,
-        state: str,
-        state_dir: str,
-        owner: str,
+        options: Options,
         clock: Clock,
         checkers: ImageCheckers,
-        lock_timeout_s: float,
         servers: Servers,
         adopt: Callable[[str, str], DatabaseSource],
-        credentials: str,
     ) -> None:
-        self.credentials = credentials
-        self.settings = b""
-        """The environment file's content as it will be restored, where a database's URL stands in it."""
-        self.passwords: List[ServerTarget] = []
-        """Whose role gets the set's password."""
-        self.servers = servers
-        self.adopt = adopt
         self.store = store
         self.source = source
-        self.which = which
-        self.state = state
-        self.state_dir = state_dir
-        self.owner = owner
+        self.options = options
+        self.state = options.state
+        self.state_dir = options.state_dir
         self.clock = clock
         self.checkers = checkers
-        self.lock_timeout_s = lock_timeout_s
-        self.journal_path = os.path.join(state_dir, "restore.json")
+        self.servers = servers
+        self.adopt = adopt
+        self.journal_path = os.path.join(self.state_dir, "restore.json")
         self.journal: Optional[Journal] = None
-        self.manifest: Optional[Manifest] = None
-        self.records: List[Record] = []
-        self.targets: List[Target] = []
-        self.placed: List[Placed] = []
-        self.served: List[Served] = []
-        self.log_shards: Set[str] = set()
-        self.label = ""
+        self.placement: Optional[Placement] = None
+        self.settings = Settings(store, options.credentials)
         self.recovered = ""
         self.warnings: List[str] = []
         self.phases: Dict[str, float] = {}
-        self._ids: Dict[str, int] = {}
         for name, path in source.targets.items():
-            if os.path.realpath(state_dir) == path or is_below(os.path.realpath(state_dir), path):
+            if os.path.realpath(self.state_dir) == path or is_below(os.path.realpath(self.state_dir), path):
                 raise BackupError(
                     f"the folder for the record of restores lies inside {name}, which a restore exchanges",
-                    state_dir,
+                    self.state_dir,
                     "Name a state_dir outside of what is saved",
                 )
 
@@ -165,8 +109,8 @@ class Restore(Operation):
     def exclusive(self) -> Iterator[None]:
         self.store.open()
         make_dir(self.state_dir)
-        with flock(os.path.join(self.state_dir, "restore.lock"), wait_s=self.lock_timeout_s):
-            with self.store.writer(self.lock_timeout_s):
+        with flock(os.path.join(self.state_dir, "restore.lock"), wait_s=self.options.lock_timeout_s):
+            with self.store.writer(self.options.lock_timeout_s):
                 yield
 
     # plan -----------------------------------------------------------------------------------------
@@ -235,7 +179,7 @@ class Restore(Operation):
         return sorted(found)
 
     def _plan_restore(self, plan: Plan) -> None:
-        manifest = self.manifest = self.store.find(self.which)
+        manifest = self.store.find(self.options.which)
         proof = self.store.proof(manifest.id)
         if not proof.ok:
             reason = proof.failures[0]["reason"] if proof.failures else "no reason was recorded"
@@ -247,193 +191,66 @@ class Restore(Operation):
                     self.store.path,
                     "Name another set",
                 )
-        self.log_shards = {shard.id for shard in manifest.shards if shard.logs}
         damage = self.store.set_damage(manifest)
         if damage:
             raise BackupError(f"set {manifest.id} is damaged: {damage[0]}", self.store.path, "Name another set")
         find_program("tar", "tar")
-        self.records = self.store.file_list(manifest)
         journal = self.journal
         reuse = journal is not None and journal.phase == STAGED and journal.set_id == manifest.id
         label = journal.label if journal is not None and reuse else f"{manifest.id}.{self.clock.token()}"
-        self._place(manifest, label)
-        self._check_targets()
-        self._review_settings(plan)
+        records = self.store.file_list(manifest)
+        placement = Placement(self.store, self.source, manifest, records, label, self.options.owner, self.servers, self.adopt)
+        self.placement = placement
+        self.warnings += placement.check()
+        passwords = Plan(self.state)
+        self.settings.review(placement, passwords)
         unknown = sorted(set(self.source.outermost()) - set(manifest.roots))
         if unknown:
             self.warnings.append(f"set {manifest.id} does not hold {', '.join(unknown)}; left as it is")
+        is_staged = reuse and placement.is_staged
         if self.state == "staged":
-            if not self._is_staged(reuse):
-                self._plan_staging(plan, manifest)
+            if not is_staged:
+                self._plan_staging(plan, placement)
             return
-        differences = {target.name: self._difference(target) for target in self.targets}
-        wrong = {placed.live: self._database_difference(placed) for placed in self.placed}
-        wrong.update((served.image.name, self._server_difference(served)) for served in self.served)
+        plan.steps += passwords
+        differences = {target.name: placement.difference(target) for target in placement.targets}
+        wrong = {placed.live: placement.database_difference(placed) for placed in placement.placed}
+        wrong.update((served.image.name, placement.server_difference(served)) for served in placement.served)
         if not any(differences.values()) and not any(wrong.values()) and not plan.changes:
             return
-        if not self._is_staged(reuse):
-            self._plan_staging(plan, manifest)
-        for target in self.targets:
-            for kept in self._kept(target):
+        if not is_staged:
+            self._plan_staging(plan, placement)
+        for target in placement.targets:
+            for kept in placement.kept(target):
                 plan.add("keep", kept, "logs and volatile paths stay as they are")
             plan.add("exchange", target.live, differences[target.name] or "equal, exchanged with the others")
-        for placed in self.placed:
+        for placed in placement.placed:
             if placed.stage:
                 plan.add("exchange", placed.live, wrong[placed.live] or "equal, exchanged with the others")
-        for served in self.served:
+        for served in placement.served:
             plan.add("exchange", f"database {served.target.database}", wrong[served.image.name] or "equal, exchanged with the others")
 
-    def _review_settings(self, plan: Plan) -> None:
-        """See before anything stops whether the restored application can log in to its servers."""
-        asking = [served for served in self.served if served.target.url_variable and not served.target.missing()]
-        target = next((one for one in self.targets if one.name == ENVIRONMENT and one.is_file), None)
-        if not asking or target is None:
-            return
-        value = next(value for value in self.records if value["root"] == ENVIRONMENT)
-        path = get_text(value, "path")
-        shard = next(shard for shard in self._set().shards if shard.id == value["shard"])
-        self.settings = archive.member(self.store.object_path(shard.object), path, EXTRACT_S)
-        live = _read(target.live) if os.path.lexists(target.live) else None
-        for served in asking:
-            self._review_credentials(served, live)
-        for one in self.passwords:
-            role = one.check_set_password(self.settings, "the set's environment file")
-            if self.state == "restored":
-                plan.add("set password", role, f"the one in set {self._set().id} is not the role's")
-        # From here on the file is right when it holds this.
-        changed = {**value, "size": len(self.settings), "sha256": hashlib.sha256(self.settings).hexdigest()}
-        self.records = [changed if one is value else one for one in self.records]
-
-    def _review_credentials(self, served: Served, live: Optional[bytes]) -> None:
-        if self.credentials == "keep_live":
-            if live is None:
-                raise BackupError(
-                    "there is no live environment file whose URL could be kept",
-                    served.target.url_variable,
-                    "Choose fail or set_role for the credentials",
-                )
-            self.settings = served.target.with_live_url(self.settings, live)
-        if served.target.check(served.image.facts, bool(served.image.beside)):
-            return  # Its roles are made from the set, with the passwords of then.
-        refusal = served.target.refusal(self.settings, f"the environment file of set {self._set().id}")
-        if not refusal:
-            return
-        if self.credentials != "set_role":
-            raise BackupError(
-                f"the restored application could not log in to its database {served.target.database}: {refusal}",
-                served.target.url_variable,
-                "Restore with credentials keep_live (the live URL stays) or set_role (the role gets the set's password)",
-            )
-        self.passwords.append(served.target)
-
-    @staticmethod
-    def _server_difference(served: Served) -> str:
-        packages = served.target.missing()
-        if packages:
-            return f"{', '.join(packages)} has to be installed before it can be looked at"
-        return served.target.difference(served.image.facts)
-
-    def _place(self, manifest: Manifest, label: str) -> None:
-        """Decide where everything goes.
-
-        :param label: what the staging folders' names begin with
-        """
-        self.label = label
-        paths = self.source.outermost()
-        self.targets, self.placed, self.served = [], [], []
-        for name, root in sorted(manifest.roots.items()):
-            if name not in paths:
-                raise BackupError(
-                    f"set {manifest.id} holds {name}, for which the description names no place",
-                    get_text(root, "path"),
-                    f"Name {name} under paths",
-                )
-            live = paths[name]
-            stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-{name}")
-            self.targets.append(Target(name, root["type"] == "file", live, stage))
-        declared = {database.name: database.files()[0] for database in self.source.databases if database.files()}
-        targets = {target.name: target for target in self.targets}
-        for image in manifest.databases:
-            if not image.file:
-                self.served.append(self._serve(manifest, image, label))
-                continue
-            inner = get_text(image.file, "path")
-            if image.root:
-                live = declared.get(image.name, os.path.join(targets[image.root].live, inner))
-            elif image.name in declared:
-                live = declared[image.name]
-            else:
-                raise BackupError(
-                    f"set {manifest.id} holds the database {image.name}, for which the description names no place",
-                    inner,
-                    f"Name {image.name} under databases",
-                )
-            home = next((x for x in self.targets if not x.is_file and is_below(live, x.live)), None)
-            if home is not None:
-                staged = os.path.join(home.staged, os.path.relpath(live, home.live))
-                self.placed.append(Placed(image, live, staged, ""))
-            else:
-                stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-database-{image.name}")
-                self.placed.append(Placed(image, live, os.path.join(stage, os.path.basename(live)), stage))
-
-    def _serve(self, manifest: Manifest, image: Image, label: str) -> Served:
-        target = self.servers.get(image.name)
-        if target is None:
-            raise BackupError(
-                f"set {manifest.id} holds the {image.engine} database {image.name}, for which the description names no server",
-                self.store.path,
-                f"Name {image.name} under databases, with the engine {image.engine}",
-            )
-        return Served(image, target, target.names(f"{self.store.uuid}/{label}"))
-
-    def _check_targets(self) -> None:
-        mounts = _mount_points()
-        lives = [target.live for target in self.targets] + [placed.live for placed in self.placed if placed.stage]
-        for live in lives:
-            parent = os.path.dirname(live)
-            if not os.path.isdir(parent):
-                raise BackupError("the folder that this belongs into is missing", live, f"Install the application, or make {parent}")
-            if not os.access(parent, os.W_OK | os.X_OK):
-                raise BackupError("nothing can be put beside this path", live, f"Run as a user who may write to {parent}")
-            inside = [mount for mount in mounts if mount == live or is_below(mount, live)]
-            if inside:
-                raise BackupError(
-                    "a mount point lies in the way of the exchange",
-                    inside[0],
-                    "Unmount it for the restore, or name paths below the mount point in the description",
-                )
-        for target in self.targets:
-            types = {path: value["type"] for path, value in self._wanted(target, logs=True)}
-            for kept in self._kept(target):
-                for parent in _parents(os.path.relpath(kept, target.live)):
-                    if types.get(parent, "dir") != "dir":
-                        raise BackupError(
-                            f"this stays through a restore, but in set {self._set().id} {parent!r} on the way to it is a {types[parent]}",
-                            kept,
-                            "Take it out of logs and volatile for this restore, or name another set",
-                        )
-        if os.geteuid() != 0:
-            foreign = sum(value["uid"] != os.geteuid() for value in self.records)
-            if foreign:
-                self.warnings.append(f"{foreign} entries belong to other users; without root they become yours")
-
-    def _plan_staging(self, plan: Plan, manifest: Manifest) -> None:
-        for served in self.served:
+    def _plan_staging(self, plan: Plan, placement: Placement) -> None:
+        reason = f"set {placement.manifest.id}"
+        for served in placement.served:
             facts = served.image.facts
             if not served.target.missing():
                 for role in served.target.check(facts, bool(served.image.beside)):
                     plan.add("make role", role, f"database {served.target.database} needs it and the server does not have it")
-            plan.add("stage", f"database {served.target.database}", f"set {manifest.id}", facts["database_bytes"])
+            plan.add("stage", f"database {served.target.database}", reason, facts["database_bytes"])
         need: Dict[str, int] = {}
-        for target in self.targets:
-            size = sum(x.get("size", 0) for x in self.records if x["root"] == target.name)
-            size += sum(x.image.facts["bytes"] for x in self.placed if not x.stage and is_below(x.staged, target.staged))
-            plan.add("stage", target.live, f"set {manifest.id}", size)
+        if placement.served:
+            # One after the other lies plain in the store while it is loaded.
+            need[self.store.path] = max(served.image.facts["bytes"] for served in placement.served)
+        for target in placement.targets:
+            size = sum(x.get("size", 0) for x in placement.records if x["root"] == target.name)
+            size += sum(x.image.facts["bytes"] for x in placement.placed if not x.stage and is_below(x.staged, target.staged))
+            plan.add("stage", target.live, reason, size)
             need[os.path.dirname(target.live)] = need.get(os.path.dirname(target.live), 0) + size
-        for placed in self.placed:
+        for placed in placement.placed:
             if placed.stage:
                 parent, size = os.path.dirname(placed.live), placed.image.facts["bytes"]
-                plan.add("stage", placed.live, f"set {manifest.id}", size)
+                plan.add("stage", placed.live, reason, size)
                 need[parent] = need.get(parent, 0) + size
         devices: Dict[int, Tuple[str, int]] = {}
         for parent, size in need.items():
@@ -447,125 +264,6 @@ class Restore(Operation):
                     parent,
                     "Free space here, or remove what an earlier restore kept aside (state purged)",
                 )
-
-    def _is_staged(self, reuse: bool) -> bool:
-        return (
-            reuse
-            and all(os.path.lexists(target.staged) for target in self.targets)
-            and all(os.path.lexists(placed.staged) for placed in self.placed)
-            and all(served.target.identity(served.names.staged) is not None for served in self.served)
-        )
-
-    # comparing with what is live --------------------------------------------------------------------
-
-    def _wanted(self, target: Target, logs: bool) -> Iterator[Tuple[str, Record]]:
-        """Yield the file list's lines for a target, by path relative to its base."""
-        spared = [*self.source.logs, *self.source.volatile]
-        for value in self.records:
-            if value["root"] == target.name and (logs or value["shard"] not in self.log_shards):
-                path = get_text(value, "path")
-                full = os.path.join(target.live, path)
-                if not logs and any(full == other or is_below(full, other) for other in spared):
-                    # Declared as such only after the set was made.
-                    continue
-                # A single file may have another name here than where it was saved.
-                yield (os.path.basename(target.live) if target.is_file else path), value
-
-    def _set(self) -> Manifest:
-        return present(self.manifest)
-
-    def _difference(self, target: Target) -> str:
-        """Say how the live state differs from the set; empty when it does not. Logs do not count."""
-        if not os.path.lexists(target.live):
-            return "it is missing"
-        is_file = stat.S_ISREG(os.stat(target.live).st_mode)
-        if is_file != target.is_file:
-            return "it is of another kind"
-        root = Root(target.name, target.live, is_file)
-        others = [placed.live for placed in self.placed if not placed.stage]
-        live = {entry.path: entry for entry in self.source.scan(root, others).saved}
-        wanted = dict(self._wanted(target, logs=False))
-        gone, extra = set(wanted) - set(live), set(live) - set(wanted)
-        for kept in self._kept(target):
-            # A folder that is there for the sake of what is not restored.
-            extra.difference_update(_parents(os.path.relpath(kept, target.live)))
-        if gone or extra:
-            return f"{len(gone)} paths of the set are missing, {len(extra)} are not in the set"
-        wrong = [path for path in sorted(wanted) if self._wrong(root.base, path, wanted[path], live[path], wanted, False)]
-        if not wrong:
-            wrong = [path for path in sorted(wanted) if self._wrong(root.base, path, wanted[path], live[path], wanted, True)]
-        return f"{len(wrong)} paths differ" if wrong else ""
-
-    def _wrong(self, base: str, path: str, value: Record, entry: Optional[Entry], wanted: Dict[str, Record], deep: bool) -> str:
-        """Say what is wrong with a path on disk; empty when it is what the file list says.
-
-        :param deep: read its content and extended attributes too
-        """
-        if entry is None:
-            return "it is missing"
-        if entry.type != value["type"]:
-            return f"it is a {entry.type}, not a {value['type']}"
-        if entry.type == "file" and entry.size != value["size"]:
-            return f"it has {entry.size} bytes, not {value['size']}"
-        # A log that was written to while it was read has the time of that moment.
-        if entry.mtime_ns != value["mtime_ns"] and value["shard"] not in self.log_shards:
-            return f"it was modified at {entry.mtime_ns} ns, not at {value['mtime_ns']} ns"
-        rights = self._wrong_rights(os.path.join(base, path), value, entry, deep)
-        if rights:
-            return rights
-        link = get_text(value, "link")
-        if link and link in wanted and inode(os.path.join(base, link)) != entry.inode:
-            return f"it is not another name of {link!r}"
-        if not deep:
-            return ""
-        full = os.path.join(base, path)
-        if entry.type == "symlink" and os.readlink(full) != get_text(value, "target"):
-            return "it points elsewhere"
-        if entry.type == "file" and not link and hash_file(full) != value["sha256"]:
-            return "it has other content"
-        return ""
-
-    def _wrong_rights(self, full: str, value: Record, entry: Entry, deep: bool) -> str:
-        if entry.mode != value["mode"] and entry.type != "symlink":
-            return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
-        if os.geteuid() == 0 and (entry.uid, entry.gid) != self._owner_ids(value):
-            return f"it belongs to {entry.uid}:{entry.gid}, not to {self._owner_ids(value)}"
-        if deep and _own_xattrs(read_xattrs(full)) != _own_xattrs(value.get("xattrs", {})):
-            return "it has other extended attributes"
-        return ""
-
-    def _database_difference(self, placed: Placed) -> str:
-        """Say how a live database differs from the set's image; empty when it does not."""
-        entry = look("/", placed.live)
-        if entry is None or not self.adopt(placed.image.name, placed.live).is_as(placed.image.facts):
-            return "the database is not that of the set"
-        return self._wrong_rights(placed.live, placed.image.file, entry, True)
-
-    def _owner_ids(self, value: Record) -> Tuple[int, int]:
-        return self._id("user", value["user"], value["uid"]), self._id("group", value["group"], value["gid"])
-
-    def _id(self, kind: str, name: str, number: int) -> int:
-        if self.owner == "id" or not name:
-            return number
-        key = f"{kind} {name}"
-        if key not in self._ids:
-            try:
-                self._ids[key] = pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
-            except KeyError:
-                self._ids[key] = -1
-        return number if self._ids[key] < 0 else self._ids[key]
-
-    def _kept(self, target: Target) -> List[str]:
-        """Return the live paths below a target that stay through the restore: logs that are there, and what is volatile."""
-        kept = []
-        for path in [*self.source.logs, *self.source.volatile]:
-            if target.is_file or not is_below(path, target.live) or not os.path.lexists(path):
-                continue
-            if path in self.source.logs and os.path.isdir(path) and not os.listdir(path):
-                continue
-            kept.append(path)
-        # One inside another goes with it.
-        return [path for path in kept if not any(is_below(path, other) for other in kept)]
 
     # apply ----------------------------------------------------------------------------------------
 
@@ -601,35 +299,26 @@ class Restore(Operation):
         self.recovered = "the interrupted exchange was undone" if was == EXCHANGING else "the interrupted way back was finished"
 
     def _stage(self) -> None:
-        manifest, last = self._set(), self.journal
-        stages = self._stage_folders()
+        placement, last = present(self.placement), self.journal
         discarded = last if last is not None and last.phase in (STAGING, STAGED) else None
         previous = discarded.previous if discarded is not None else last.as_json() if last is not None else None
         beside = self._kept_databases()
         # From here on a copy that is being filled, or removed, never counts as one.
-        self.journal = Journal(self.journal_path, self.store.uuid, self.label, manifest.id, stages, previous, self.servers)
-        self.journal.beside = beside + [Kept(served.image.name, name) for served in self.served for name in served.names]
+        set_id, stages = placement.manifest.id, placement.stages
+        self.journal = Journal(self.journal_path, self.store.uuid, placement.label, set_id, stages, previous, self.servers)
+        self.journal.beside = beside + [Kept(served.image.name, name) for served in placement.served for name in served.names]
         self.journal.write(STAGING)
         try:
             if discarded is not None:
                 self._discard(discarded)
-            for stage in stages:
-                make_dir(os.path.dirname(os.path.dirname(stage)))
-                make_dir(os.path.dirname(stage))
-                make_dir(stage)
-            self._extract(manifest)
-            self._check_staged()
-            for stage in stages:
-                sync_filesystem(stage)
-            for served in self.served:
-                self._load(served)
+            Staging(placement, self.store, self.checkers, self.settings.content).fill()
         except BaseException as error:
             for stage in stages:
                 remove_tree(stage)
             if isinstance(error, OSError) and is_out_of_space(error):
                 raise BackupError(
                     "the disk became full while the set was staged; the live state is untouched",
-                    os.path.dirname(self.targets[0].live),
+                    os.path.dirname(placement.targets[0].live),
                     "Free space there and run again",
                 ) from None
             raise
@@ -644,152 +333,30 @@ class Restore(Operation):
             if kept.name == target.names(f"{self.store.uuid}/{discarded.label}").staged:
                 target.drop(kept.name)
 
-    def _load(self, served: Served) -> None:
-        """Load one database beside the live one, from plain files in the store, which has the room."""
-        with tempfile.TemporaryDirectory(dir=self.store.at("tmp")) as folder:
-            plain, beside = os.path.join(folder, "image"), ""
-            archive.decompress(self.store.object_path(served.image.object), plain)
-            if served.image.beside:
-                beside = os.path.join(folder, "globals.sql")
-                archive.decompress(self.store.object_path(served.image.beside), beside)
-            wrong = [x for x in self.checkers[served.image.engine](plain, served.image.facts) if not x.ok]
-            if wrong:
-                raise BackupError(f"database {served.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
-            served.target.load(plain, beside, served.image.facts, served.names.staged)
-
-    def _stage_folders(self) -> List[str]:
-        return [target.stage for target in self.targets] + [placed.stage for placed in self.placed if placed.stage]
-
-    def _extract(self, manifest: Manifest) -> None:
-        targets = {target.name: target for target in self.targets}
-        for target in self.targets:
-            for path, value in self._wanted(target, logs=True):
-                if value["type"] == "dir":
-                    # Made here, so that two archives never race for a folder; modes and times come last.
-                    os.makedirs(os.path.join(target.base, path), 0o700, exist_ok=True)
-
-        def extract(name: str, root: str) -> None:
-            path = self.store.object_path(name)
-            if hash_file(path) != name.split(".")[0]:
-                raise BackupError(f"object {name} is damaged (its hash is not its name)", self.store.path, "Name another set")
-            archive.extract(path, targets[root].base, self.owner == "id", EXTRACT_S)
-
-        ordered = restore_order(manifest.shards)
-        trees = [shard for shard in ordered if shard.id.endswith("-tree")]
-        files = sorted((shard for shard in ordered if shard not in trees), key=lambda shard: -shard.stored_bytes)
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            jobs = [pool.submit(extract, shard.object, shard.root) for shard in files]
-            jobs.extend(pool.submit(self._place_image, placed) for placed in self.placed)
-            try:
-                for job in jobs:
-                    job.result()
-            finally:
-                # A failure does not wait for the work that is still queued.
-                for job in jobs:
-                    job.cancel()
-        for shard in trees:
-            extract(shard.object, shard.root)
-        for target in self.targets:
-            if target.name == ENVIRONMENT and self.settings:
-                self._rewrite(target)
-            saved = [path for path, value in self._wanted(target, logs=True)]
-            if target.is_file and get_text(manifest.roots[target.name], "path"):
-                stored = os.path.basename(get_text(manifest.roots[target.name], "path"))
-                if stored not in saved:
-                    os.rename(os.path.join(target.stage, stored), target.staged)
-            for kept in self._kept(target):
-                remove_tree(os.path.join(target.staged, os.path.relpath(kept, target.live)))
-            self._set_folder_times(target)
-
-    def _rewrite(self, target: Target) -> None:
-        """Give the staged environment file the content that was settled, with the rights and time it has."""
-        value = next(value for value in self.records if value["root"] == ENVIRONMENT)
-        path = os.path.join(target.stage, os.path.basename(get_text(value, "path")))
-        with open(path, "r+b") as stream:
-            stream.truncate()
-            stream.write(self.settings)
-        os.utime(path, ns=(value["mtime_ns"], value["mtime_ns"]))
-
-    def _place_image(self, placed: Placed) -> None:
-        name = placed.image.object
-        os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
-        archive.decompress(self.store.object_path(name), placed.staged)
-        wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
-        if wrong:
-            raise BackupError(f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
-        value = placed.image.file
-        if os.geteuid() == 0:
-            os.chown(placed.staged, *self._owner_ids(value))
-        os.chmod(placed.staged, value["mode"])
-        _set_xattrs(placed.staged, _own_xattrs(value.get("xattrs", {})))
-        os.utime(placed.staged, ns=(value["mtime_ns"], value["mtime_ns"]))
-        handle = os.open(placed.staged, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def _set_folder_times(self, target: Target) -> None:
-        """Give the folders of a staged copy the times that putting things into them took away."""
-        for path, value in self._wanted(target, logs=True):
-            full = os.path.join(target.base, path)
-            if value["type"] == "dir" and os.path.isdir(full) and not os.path.islink(full):
-                os.utime(full, ns=(value["mtime_ns"], value["mtime_ns"]))
-
-    def _check_staged(self) -> None:
-        """Read every staged file back from the disk and compare it with the file list."""
-        work: List[Tuple[Target, str, Record, Dict[str, Record]]] = []
-        for target in self.targets:
-            kept = [os.path.relpath(path, target.live) for path in self._kept(target)]
-            wanted = {
-                path: value
-                for path, value in self._wanted(target, logs=True)
-                if not any(path == name or is_below(path, name) for name in kept)
-            }
-            work.extend((target, path, value, wanted) for path, value in wanted.items())
-
-        def check(item: Tuple[Target, str, Record, Dict[str, Record]]) -> str:
-            target, path, value, wanted = item
-            wrong = self._wrong(target.base, path, value, look(target.base, path), wanted, True)
-            return f"{os.path.join(target.name, path)}: {wrong}" if wrong else ""
-
-        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            wrong = [reason for reason in pool.map(check, work, chunksize=64) if reason]
-        for placed in self.placed:
-            entry = look("/", placed.staged)
-            reason = self._wrong_rights(placed.staged, placed.image.file, entry, True) if entry else "it is missing"
-            if reason:
-                wrong.append(f"database {placed.image.name}: {reason}")
-        if wrong:
-            raise BackupError(
-                f"{len(wrong)} staged paths are not what set {self._set().id} says, first {wrong[0]}",
-                self.store.path,
-                "The live state is untouched; name another set, or mend what the message names",
-            )
-
     def _exchange(self) -> None:
         self._require_unused()
-        journal = present(self.journal)
+        journal, placement = present(self.journal), present(self.placement)
         steps: List[Step] = []
         # First, because sessions that do not end are the likeliest of all failures.
-        for served in self.served:
+        for served in placement.served:
             loaded = present(served.target.identity(served.names.staged))
             steps.append(Rename(served.target, *served.names, served.target.identity(served.target.database), loaded))
-        for one in self.passwords:
-            environment = next(target for target in self.targets if target.name == ENVIRONMENT)
+        for one in self.settings.passwords:
+            environment = present(placement.environment)
+            # Undone last, when the file from before is in place again.
             steps.insert(0, Password(one, environment.live, environment.staged))
-        for target in self.targets:
-            for kept in self._kept(target):
+        for target in placement.targets:
+            for kept in placement.kept(target):
                 rest = os.path.relpath(kept, target.live)
-                for parent in _parents(rest):
+                for parent in parents(rest):
                     _make_like(os.path.join(target.staged, parent), os.path.join(target.live, parent))
                 inner = os.path.join(target.staged, rest)
                 # Where the live one appeared only after staging, the set's copy of it gives way.
                 remove_tree(inner)
                 steps.append(Carry(kept, inner, kept in self.source.logs))
-            self._set_folder_times(target)
+            set_folder_times(placement, target)
             steps.append(Swap.planned(target.live, target.staged))
-        for placed in self.placed:
+        for placed in placement.placed:
             if placed.stage:
                 for ending in ("-wal", "-shm", "-journal"):
                     if os.path.lexists(placed.live + ending):
@@ -863,18 +430,19 @@ class Restore(Operation):
         if self.state == "staged":
             return [Check("the staged copy was read back", journal.phase == STAGED, journal.set_id)]
         checks = []
-        for target in self.targets:
+        placement = present(self.placement)
+        for target in placement.targets:
             base = os.path.dirname(target.live) if target.is_file else target.live
-            wanted = dict(self._wanted(target, logs=False))
+            wanted = dict(placement.wanted(target, logs=False))
             wrong = [
                 f"{path}: {reason}"
                 for path, value in wanted.items()
-                for reason in [self._wrong(base, path, value, look(base, path), wanted, False)]
+                for reason in [placement.wrong(base, path, value, look(base, path), wanted, False)]
                 if reason
             ]
             checks.append(Check(f"{target.name} is that of the set", not wrong, "; ".join(wrong[:3])))
-        for placed in self.placed:
-            reason = self._database_difference(placed)
+        for placed in placement.placed:
+            reason = placement.database_difference(placed)
             checks.append(Check(f"database {placed.image.name} is that of the set", not reason, reason or placed.live))
         # What was loaded was compared row by row before; here the names count.
         checks.extend(
@@ -897,7 +465,7 @@ class Restore(Operation):
         is_kept = journal is not None and journal.phase in (COMMITTED, ROLLED_BACK)
         aside = [stage for stage in present(journal).stages if os.path.lexists(stage)] + _beside_live(present(journal)) if is_kept else []
         return {
-            "set": summary(self.store, self.manifest) if self.manifest else None,
+            "set": summary(self.store, self.placement.manifest) if self.placement else None,
             "aside": aside,
             "recovered": self.recovered,
             "phases": self.phases,
@@ -912,17 +480,6 @@ def _beside_live(journal: Journal) -> List[str]:
     return [f"database {name}" for target, name in names if target.identity(name) is not None]
 
 
-def _read(path: str) -> bytes:
-    with open(path, "rb") as stream:
-        return stream.read()
-
-
-def _parents(path: str) -> List[str]:
-    """Return the folders above a relative path, the outermost first."""
-    parts = path.split("/")[:-1]
-    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
-
-
 def _make_like(folder: str, model: str) -> None:
     """Make a folder that is missing, with the rights of another one."""
     if not os.path.lexists(folder):
@@ -931,23 +488,3 @@ def _make_like(folder: str, model: str) -> None:
         if os.geteuid() == 0:
             os.chown(folder, state.st_uid, state.st_gid)
         os.chmod(folder, stat.S_IMODE(state.st_mode))
-
-
-def _own_xattrs(values: Dict[str, str]) -> Dict[str, str]:
-    """Return those extended attributes that this process may set (xattr(7))."""
-    return {name: value for name, value in values.items() if os.geteuid() == 0 or name.startswith(("user.", "system."))}
-
-
-def _set_xattrs(path: str, values: Dict[str, str]) -> None:
-    """Give a file these extended attributes and no others: it may have inherited an ACL from its folder."""
-    for name in set(_own_xattrs(read_xattrs(path))) - set(values):
-        os.removexattr(path, name)
-    for name, value in values.items():
-        os.setxattr(path, name, base64.b64decode(value))
-
-
-def _mount_points() -> List[str]:
-    """Return the mount points of this process (proc(5), mountinfo: fifth field, with octal escapes)."""
-    with open("/proc/self/mountinfo", "rb") as stream:
-        fields = [line.split(b" ")[4] for line in stream]
-    return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]

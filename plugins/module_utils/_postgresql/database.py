@@ -16,7 +16,7 @@ from .._core.command import CommandError, last_words, run, start
 from .._core.files import hash_file
 from .._core.operation import Check
 from .clients import client, major_of, newest_client, version_text
-from .contents import ask, contents_of, difference, roles_of
+from .contents import ask, contents_of, difference, owners_of, roles_of, sequences_in, tablespaces_of
 from .errors import PostgresError
 from .login import IDENTIFIER_BYTES, Login, missing_driver
 
@@ -42,16 +42,18 @@ class PostgresDatabase:
     :param database: the name it has in the server
     :param deadline_s: seconds to wait for a lock of the application
     :param schema_query: SQL that gives the version of the schema in one value; empty for an application without one
+    :param compression: gzip's level for an archive; 0, none, is for a store that compresses itself
     """
 
     engine = "postgresql"
 
-    def __init__(self, name: str, database: str, login: Login, deadline_s: float, schema_query: str = "") -> None:
+    def __init__(self, name: str, database: str, login: Login, deadline_s: float, schema_query: str = "", compression: int = 0) -> None:
         self.name = name
         self.database = database
         self.login = login
         self.deadline_s = deadline_s
         self.schema_query = schema_query
+        self.compression = compression
         self._learned: Dict[str, Dict[str, Any]] = {}
 
     @property
@@ -76,6 +78,7 @@ class PostgresDatabase:
             return
         with self.login.session(self.database) as connection:
             client("pg_dump", major_of(connection.server_version))
+            client("pg_restore", major_of(connection.server_version))
             self._schema_version(connection)
 
     def size(self) -> int:
@@ -93,74 +96,89 @@ class PostgresDatabase:
 
     def is_as(self, facts: Dict[str, Any]) -> bool:
         """True when a dump made now would hold what the one with these facts holds. Reads every row if it has to."""
-        with self.login.session(self.database) as connection:
-            return not difference(connection, self.login, self.database, facts)
+        with self.login.session(self.database, lock_s=self._lock_s) as connection:
+            same_major = major_of(connection.server_version) == major_of(facts["server_version"])
+            return same_major and not difference(connection, self.login, self.database, facts)
 
     def copy(self, target: str) -> None:
         """Write a dump as of one moment to a new file, mode 0600; not yet flushed to the disk.
 
-        Rows, definitions and the facts are all of the same snapshot. The archive is not compressed: what stores it does
-        that better, and pg_dump's own zstd and lz4 have no checksum of the content.
+        Rows, definitions and the facts are all of the same snapshot. Of pg_dump's compressions only gzip has a checksum of
+        the content.
         Raises :class:`PostgresError`, or :class:`OSError` when the disk is full; then there is no target.
         """
-        with self._removed_on_error(target), self.login.session(self.database) as connection:
+        with self._removed_on_error(target), self.login.session(self.database, lock_s=self._lock_s) as connection:
             connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
             snapshot = ask(connection, "SELECT pg_catalog.pg_export_snapshot()")[0][0]
             version = connection.server_version
             program = client("pg_dump", major_of(version))
-            argv = [program, "--format=custom", "--compress=0", "--no-password", f"--snapshot={snapshot}"]
-            argv.append(f"--lock-wait-timeout={int(max(self.deadline_s, 1) * 1000)}")
+            argv = [program, "--format=custom", f"--compress={self.compression}", "--no-password", f"--snapshot={snapshot}"]
+            argv.append(f"--lock-wait-timeout={int(self._lock_s * 1000)}")
             # Written through a descriptor of ours: the user that the dump runs as has no rights in the store.
             with open(target, "xb", opener=_private) as stream:
-                process = start(self.login.as_user(argv), stdout=stream.fileno(), env=self.login.environment(self.database))
+                process = start(self.login.as_user(argv), stdout=stream.fileno(), env=self.login.environment(self.database), cwd="/")
             try:
                 # The server has more than one core; what is compared later is read while it is dumped.
                 learned = contents_of(connection, self.login, self.database, snapshot)
                 learned.update(
                     database=self.database,
+                    owners=owners_of(connection),
+                    tablespaces=tablespaces_of(connection),
                     database_bytes=ask(connection, "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())")[0][0],
                     roles=roles_of(connection),
                     schema_version=self._schema_version(connection),
                     server_version=version,
                 )
                 _finish(process, argv[0], self.where, target)
+                learned["sequences"] = sequences_in(connection, target)
             finally:
-                process.kill()
-                process.wait()
+                end(process)
             self._learned[target] = learned
 
     def copy_beside(self, target: str) -> bool:
-        """Write roles, memberships and tablespaces of the whole server as SQL to a new file, mode 0600.
-
-        With the verifiers of passwords where the login may read them, else without. False, and no file, where the login may
-        read neither.
-        """
+        """Write :meth:`globals_sql` to a new file, mode 0600."""
         with self._removed_on_error(target):
-            with self.login.session(self.database) as connection:
-                program = client("pg_dumpall", major_of(connection.server_version))
-                readable = ask(connection, "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')")[0][0]
-            argv = [program, "--globals-only", "--no-password"] + ["--no-role-passwords"] * (not readable)
-            text = run(self.login.as_user(argv), READ_S, env=self.login.environment(self.database)).stdout
-            # A random key for psql alone, which makes two dumps of the same roles differ (psql, \restrict).
-            lines = [line for line in text.splitlines(keepends=True) if not line.startswith((b"\\restrict ", b"\\unrestrict "))]
+            text = self.globals_sql()
             with open(target, "xb", opener=_private) as stream:
-                stream.write(b"".join(lines))
+                stream.write(text)
         return True
+
+    def globals_sql(self) -> bytes:
+        """Return roles, memberships and tablespaces of the whole server as SQL, the same each time as long as they are.
+
+        With the verifiers of passwords where the login may read them, else without.
+        """
+        with self.login.session(self.database) as connection:
+            program = client("pg_dumpall", major_of(connection.server_version))
+            readable = ask(connection, "SELECT pg_catalog.has_table_privilege('pg_catalog.pg_authid', 'SELECT')")[0][0]
+        # From the database that the login is for; without it, pg_dumpall takes one that it may have no right to.
+        argv = [program, "--globals-only", "--no-password", f"--database={conninfo(self.database)}"]
+        argv += ["--no-role-passwords"] * (not readable) + ["--encoding=UTF8"]
+        text = run(self.login.as_user(argv), READ_S, env=self.login.environment(self.database), cwd="/").stdout
+        # A random key for psql alone, which makes two dumps of the same roles differ (psql, \restrict).
+        return b"".join(line for line in text.splitlines(keepends=True) if not line.startswith((b"\\restrict ", b"\\unrestrict ")))
 
     def facts(self, image: str) -> Dict[str, Any]:
         """Return what is to be remembered of an image that :meth:`copy` made.
 
         ``bytes`` and ``sha256`` of the archive; ``tables`` (rows and a sum over their content, by name), ``sequences``,
         ``schema`` (SHA-256 of all definitions), ``properties`` (what a dump without ``--create`` leaves out), ``roles``
-        (that own something or have rights), ``schema_version``, ``server_version`` (150018 is 15.18), ``database``,
+        (that own something or have rights), ``owners`` (that own something), ``tablespaces``, ``schema_version``, ``server_version`` (150018 is 15.18), ``database``,
         ``database_bytes`` (on the server's disk).
         """
         return {**self._learned.pop(image), "bytes": os.stat(image).st_size, "sha256": hash_file(image)}
 
+    @property
+    def _lock_s(self) -> float:
+        return max(self.deadline_s, 1)
+
     def _schema_version(self, connection: Any) -> str:
         if not self.schema_query:
             return ""
+        # The operator wrote it with the names that the application uses.
+        ask(connection, "RESET search_path")
         rows = ask(connection, self.schema_query)
+        ask(connection, "SET search_path = ''")
         if len(rows) != 1 or len(rows[0]) != 1 or rows[0][0] is None:
             raise PostgresError(
                 f"the query for the schema's version gives {len(rows)} rows instead of one value", self.where, "Correct schema_query"
@@ -172,7 +190,7 @@ class PostgresDatabase:
         try:
             yield
         except BaseException as error:
-            if os.path.lexists(target):
+            if os.path.lexists(target) and not isinstance(error, FileExistsError):
                 os.unlink(target)
             if isinstance(error, CommandError):
                 raise PostgresError(error.what, self.where, f"Try it by hand: {error.where}") from None
@@ -196,6 +214,12 @@ def check_image(path: str, facts: Dict[str, Any]) -> List[Check]:
     return checks
 
 
+def conninfo(database: str) -> str:
+    """Return a connection string: a bare name with an equals sign in it would be taken for one (libpq, 34.1.1)."""
+    escaped = database.replace("\\", "\\\\").replace("'", "\\'")
+    return f"dbname='{escaped}'"
+
+
 def check_name(database: str) -> None:
     """Raise :class:`PostgresError` for a name that a server would cut or refuse."""
     size = len(os.fsencode(database))
@@ -213,6 +237,13 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a program that has not ended, and close what it was read by."""
+    process.kill()
+    with process:
+        process.wait()
+
+
 def _finish(process: subprocess.Popen[bytes], program: str, where: str, target: str) -> None:
     """Wait for a dump. Raises :class:`PostgresError`, or :class:`OSError` when the disk is full."""
     try:
@@ -221,7 +252,8 @@ def _finish(process: subprocess.Popen[bytes], program: str, where: str, target: 
         raise PostgresError(f"{program} still runs after {READ_S} s", where, "Look what holds it: pg_stat_activity") from None
     if process.returncode == 0:
         return
-    if os.strerror(errno.ENOSPC).encode() in err or shutil.disk_usage(os.path.dirname(target)).free == 0:
+    # The server's own disk can be full, too: then it is an error of the server.
+    if (os.strerror(errno.ENOSPC).encode() in err and b"ERROR: " not in err) or shutil.disk_usage(os.path.dirname(target)).free == 0:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
     raise PostgresError(f"{program} failed: {last_words(err)}", where, "Mend what it names and run again")
 

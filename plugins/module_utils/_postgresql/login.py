@@ -18,16 +18,22 @@ from .errors import PostgresError
 try:
     import psycopg2
 except ImportError:
-    psycopg2 = None  # type: ignore[assignment]  # said by missing_driver(), where an operator can act on it
+    HAS_PSYCOPG2 = False  # said by missing_driver(), where an operator can act on it
+else:
+    HAS_PSYCOPG2 = True
 
 SOCKET_DIRECTORY = "/var/run/postgresql"
 """Where Debian's servers and its libpq meet (debian/patches of postgresql-common); other builds of libpq look elsewhere."""
+
+LIBPQ = "PG"
+"""How the variables begin that libpq reads from the environment; none of the caller's own counts here."""
 
 CONNECT_TIMEOUT_S = 10
 IDENTIFIER_BYTES = 63
 """The longest name; a server cuts what is longer, so that it names something else (NAMEDATALEN less one)."""
 
-# Whatever a server or role has set, values become the same text everywhere: what pg_dump sets, too.
+# Whatever a server or role has set, values become the same text everywhere (what pg_dump sets, too, and the format of money,
+# which it leaves), nothing is cut off by a time, and a role that reads by default may write where it is told to.
 _SETTINGS = (
     "SET search_path = ''",
     "SET DateStyle = ISO",
@@ -37,14 +43,18 @@ _SETTINGS = (
     "SET bytea_output = hex",
     "SET row_security = off",
     "SET statement_timeout = 0",
-    "SET lock_timeout = 0",
     "SET idle_in_transaction_session_timeout = 0",
+    "SET lc_monetary = 'C'",
+    "SET standard_conforming_strings = on",
+    "SET default_transaction_read_only = off",
+    # Since version 17; a name that a server does not know is no row here, where SET would fail.
+    "SELECT pg_catalog.set_config(name, '0', false) FROM pg_catalog.pg_settings WHERE name = 'transaction_timeout'",
 )
 
 
 def missing_driver() -> str:
     """Return what to install when the Python that runs this can't speak to PostgreSQL; empty when it can."""
-    return "" if psycopg2 is not None else "python3-psycopg2"
+    return "" if HAS_PSYCOPG2 else "python3-psycopg2"
 
 
 class Login(NamedTuple):
@@ -103,7 +113,7 @@ class Login(NamedTuple):
 
     def environment(self, database: str) -> Dict[str, str]:
         """Return the environment for a program of PostgreSQL's, secrets not in it."""
-        env = {name: value for name, value in environment().items() if not name.startswith("PG")}
+        env = {name: value for name, value in environment().items() if not name.startswith(LIBPQ)}
         for name, value in (("PGUSER", self.user), ("PGPASSFILE", self.passfile), ("PGSERVICE", self.service)):
             if value:
                 env[name] = value
@@ -121,37 +131,47 @@ class Login(NamedTuple):
         if not self.os_user or pwd.getpwnam(self.os_user).pw_uid == os.geteuid():
             return argv
         entry = pwd.getpwnam(self.os_user)
-        return ["setpriv", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups", "--", *argv]
+        # The kernel forgets the bond to this process when the user changes (prctl(2), PR_SET_PDEATHSIG): it is made again after that.
+        return ["setpriv", "--pdeathsig=KILL", f"--reuid={entry.pw_uid}", f"--regid={entry.pw_gid}", "--init-groups", "--", *argv]
 
     @contextmanager
-    def session(self, database: str, password: str = "") -> Iterator[Any]:
+    def session(self, database: str, password: str = "", lock_s: float = 0) -> Iterator[Any]:
         """Yield a connection of psycopg2, in autocommit, with settings that make values the same text everywhere.
+
+        :param lock_s: seconds to wait for a lock, 0 for ever
 
         Not to be called while other threads work: the operating system's user is one for the whole process.
         Raises :class:`PostgresError` when the server refuses, also for what the block asks of it.
         """
         self.check()
         if missing_driver():
-            raise PostgresError(
-                "this Python can't speak to PostgreSQL", self.where, f"Install it: apt-get install {missing_driver()}"
-            )
+            raise PostgresError("this Python can't speak to PostgreSQL", self.where, f"Install it: apt-get install {missing_driver()}")
         parameters: Dict[str, Any] = {"dbname": database, "application_name": "opskit", "connect_timeout": CONNECT_TIMEOUT_S}
+        # Python reads names as this, whatever the database's own encoding is.
+        parameters["client_encoding"] = "UTF8"
         wanted = {"user": self.user, "passfile": self.passfile, "service": self.service, "port": self.port, "password": password}
         parameters.update({name: value for name, value in wanted.items() if value})
         if not self.service:
             parameters["host"] = self.host or SOCKET_DIRECTORY
         connection = None
         try:
-            with acting_as(self.os_user):
+            with _without_libpq_variables(), acting_as(self.os_user):
                 connection = psycopg2.connect(**parameters)
             connection.autocommit = True
             with connection.cursor() as cursor:
                 for setting in _SETTINGS:
                     cursor.execute(setting)
+                cursor.execute("SET lock_timeout = %s", [int(lock_s * 1000)])
             yield connection
         except psycopg2.Error as error:
-            text = redact(_one_line(str(error)), [password])
+            text = redact(_one_line(_words_of(error)), [password])
             raise PostgresError(text, f"database {database} on {self.where}", _todo(text, self)) from None
+        except (UnicodeDecodeError, UnicodeEncodeError) as error:
+            raise PostgresError(
+                f"a name in it can't be read or written as UTF-8 ({error.reason})",
+                f"database {database} on {self.where}",
+                "Rename it: no client can be sure what it is called",
+            ) from None
         finally:
             if connection is not None:
                 connection.close()
@@ -173,8 +193,10 @@ def acting_as(os_user: str) -> Iterator[None]:
         yield
         return
     entry, home = pwd.getpwnam(os_user), os.environ.get("HOME")
-    uid, gid = os.geteuid(), os.getegid()
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
     os.environ["HOME"] = entry.pw_dir
+    # A group can be what opens the socket's folder.
+    os.setgroups(os.getgrouplist(os_user, entry.pw_gid))
     os.setegid(entry.pw_gid)
     os.seteuid(entry.pw_uid)
     try:
@@ -182,10 +204,27 @@ def acting_as(os_user: str) -> Iterator[None]:
     finally:
         os.seteuid(uid)
         os.setegid(gid)
+        os.setgroups(groups)
         if home is None:
             del os.environ["HOME"]
         else:
             os.environ["HOME"] = home
+
+
+@contextmanager
+def _without_libpq_variables() -> Iterator[None]:
+    """Take the variables away that lead a client elsewhere or log it in as somebody else (libpq, 34.15)."""
+    taken = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith(LIBPQ)}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+def _words_of(error: psycopg2.Error) -> str:
+    """Return what the server said, without the statement it said it of: that can hold the verifier of a password."""
+    said = [error.diag.message_primary, error.diag.message_detail]
+    return "\n".join(part for part in said if part) or str(error)
 
 
 def _one_line(text: str) -> str:
@@ -203,6 +242,7 @@ _ADVICE = (
     ("No such file or directory", "Start the server, or correct host and port"),
     ("not currently accepting connections", "Allow connections again: ALTER DATABASE … ALLOW_CONNECTIONS true"),
     ("permission denied", "Grant the role what it needs, or use the role that owns the database"),
+    ("lock timeout", "Wait until what holds the lock has ended (pg_locks, pg_stat_activity), or give more time"),
     ("too many", "Wait until there are fewer sessions, or raise max_connections"),
     ("No space left", "Free space on the server's disk"),
 )

@@ -9,15 +9,15 @@ import hashlib
 import os
 import re
 import time
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional, Set, Tuple
 
-from .._core.command import CommandError, last_words, start
+from .._core.command import last_words, start
 from .._core.files import human_size
 from .._core.protocols import Names
 from .clients import client, major_of, version_text
 from .contents import apply_properties, ask, difference, quote
 from .credentials import read_url, with_line_of
-from .database import READ_S, PostgresDatabase
+from .database import READ_S, PostgresDatabase, conninfo, end
 from .errors import PostgresError
 from .login import Login, encrypted
 
@@ -28,13 +28,14 @@ POLL_S = 0.2
 
 _RIGHTS = """
     SELECT rolname, rolsuper, rolcreatedb,
-           rolsuper OR pg_catalog.pg_has_role('pg_signal_backend', 'MEMBER')
+           rolsuper OR pg_catalog.pg_has_role('pg_signal_backend', 'USAGE')
     FROM pg_catalog.pg_roles WHERE rolname = current_user
 """
 
+# Autovacuum has no role, and gives way by itself. What kind of process it is, an ordinary role is not told of the sessions of others.
 _SESSIONS = """
-    SELECT pid, coalesce(usename, backend_type), coalesce(application_name, '') FROM pg_catalog.pg_stat_activity
-    WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid() AND backend_type <> 'autovacuum worker' ORDER BY 1
+    SELECT pid, usename, coalesce(application_name, '') FROM pg_catalog.pg_stat_activity
+    WHERE datname = %s AND pid <> pg_catalog.pg_backend_pid() AND usesysid IS NOT NULL ORDER BY 1
 """
 
 
@@ -95,7 +96,16 @@ class PostgresTarget:
         if self.identity(name) is None:
             return "it is missing"
         with self.admin.session(name) as connection:
-            return difference(connection, self.admin, name, facts)
+            # Another version of server or client words the definitions in its own way.
+            same = major_of(connection.server_version) == major_of(facts["server_version"])
+            return difference(connection, self.admin, name, facts, "words" if same and name == self.database else "objects")
+
+    def asides(self) -> List[str]:
+        """Return the names of what earlier restores of this database have kept aside, which takes no connections."""
+        stem = re.escape(self.names("").aside[: -len("_b_") - 12])
+        with self.admin.session(MAINTENANCE) as connection:
+            closed = ask(connection, "SELECT datname FROM pg_catalog.pg_database WHERE NOT datallowconn ORDER BY oid")
+        return [name for (name,) in closed if re.fullmatch(stem + "_b_[0-9a-f]{12}", name)]
 
     def check(self, facts: Dict[str, Any], globals_there: bool) -> List[str]:
         """Return the roles that have to be made first. Raises :class:`PostgresError` for what can't be restored here.
@@ -118,6 +128,7 @@ class PostgresTarget:
                     self.where,
                     "Make them (CREATE ROLE), or restore as a superuser, who makes them as they were",
                 )
+            self._check_tablespaces(connection, facts)
             if _oid(connection, self.database) is not None:
                 self._check_live(connection)
             self._check_space(connection, facts)
@@ -135,26 +146,38 @@ class PostgresTarget:
         if is_superuser:
             return missing
         if not may_create:
-            raise PostgresError(f"the role {me} may not make databases", self.where, f"ALTER ROLE {quote(me)} CREATEDB, or name another admin")
-        owner = facts["properties"]["owner"]
-        for role in sorted(there):
-            member = ask(connection, "SELECT pg_catalog.pg_has_role(current_user, %s, 'MEMBER')", [role])[0][0]
-            if not member:
+            raise PostgresError(
+                f"the role {me} may not make databases", self.where, f"ALTER ROLE {quote(me)} CREATEDB, or name another admin"
+            )
+        for role in sorted(there & {*facts["owners"], facts["properties"]["owner"]}):
+            if not _may_act_as(connection, role):
                 raise PostgresError(
                     f"the role {me} can't give objects to {role}", self.where, f"GRANT {quote(role)} TO {quote(me)}, or name another admin"
                 )
         live = ask(connection, "SELECT pg_catalog.pg_get_userbyid(datdba) FROM pg_catalog.pg_database WHERE datname = %s", [self.database])
-        if live and not ask(connection, "SELECT pg_catalog.pg_has_role(current_user, %s, 'MEMBER')", [live[0][0]])[0][0]:
+        if live and not _may_act_as(connection, live[0][0]):
             raise PostgresError(
                 f"the role {me} may not rename the live database, which belongs to {live[0][0]}",
                 self.where,
                 f"GRANT {quote(live[0][0])} TO {quote(me)}, or name another admin",
             )
-        if live and not may_signal and owner != me:
+        if live and not may_signal:
             raise PostgresError(
-                f"the role {me} may not end the sessions of others", self.where, f"GRANT pg_signal_backend TO {quote(me)}, or name another admin"
+                f"the role {me} may not end the sessions of others",
+                self.where,
+                f"GRANT pg_signal_backend TO {quote(me)}, or name another admin",
             )
         return missing
+
+    def _check_tablespaces(self, connection: Any, facts: Dict[str, Any]) -> None:
+        there = {name for (name,) in ask(connection, "SELECT spcname FROM pg_catalog.pg_tablespace")}
+        missing = sorted(set(facts["tablespaces"]) - there)
+        if missing:
+            raise PostgresError(
+                f"the dump needs the tablespaces {', '.join(missing)}, and this server does not have them",
+                self.where,
+                "Make them: CREATE TABLESPACE … LOCATION …",
+            )
 
     def _check_live(self, connection: Any) -> None:
         """Refuse what no ending of sessions helps against: a prepared transaction, a subscription's slot."""
@@ -232,12 +255,16 @@ class PostgresTarget:
         """Return the role that :meth:`set_password` would change. Raises :class:`PostgresError` for what keeps it from doing so."""
         url = read_url(settings, self.url_variable, whose)
         if not url.login.user or not url.password:
-            raise PostgresError(f"{self.url_variable} in {whose} names no role or no password", todo="Choose another way for the credentials")
+            raise PostgresError(
+                f"{self.url_variable} in {whose} names no role or no password", todo="Choose another way for the credentials"
+            )
         with self.admin.session(MAINTENANCE) as connection:
             me, is_superuser = ask(connection, _RIGHTS)[0][:2]
             if not is_superuser:
                 raise PostgresError(
-                    f"the role {me} may not set the password of {url.login.user}", self.where, "Name a superuser as the admin for the restore"
+                    f"the role {me} may not set the password of {url.login.user}",
+                    self.where,
+                    "Name a superuser as the admin for the restore",
                 )
         return url.login.user
 
@@ -265,8 +292,7 @@ class PostgresTarget:
             with self.admin.session(name) as connection:
                 # Before version 18 a dump holds no statistics; without any the first queries are slow.
                 ask(connection, "ANALYZE")
-            with self.admin.session(MAINTENANCE) as connection:
-                apply_properties(connection, name, properties)
+                apply_properties(connection, properties)
             wrong = self.difference(facts, name)
             if wrong:
                 raise PostgresError(f"the restored copy is not what was dumped: {wrong}", self.where, "Name another set")
@@ -275,33 +301,55 @@ class PostgresTarget:
             raise
 
     def _fill(self, program: str, image: str, name: str) -> None:
-        argv = [program, "--exit-on-error", "--no-password", "--dbname", _conninfo(name)]
+        argv = [program, "--exit-on-error", "--no-password", "--dbname", conninfo(name)]
         with open(image, "rb") as stream:
-            process = start(self.admin.as_user(argv), stdin=stream.fileno(), env=self.admin.environment(name))
+            # A role can be one that only reads unless told otherwise.
+            env = {**self.admin.environment(name), "PGOPTIONS": "-c default_transaction_read_only=off"}
+            process = start(self.admin.as_user(argv), stdin=stream.fileno(), env=env, cwd="/")
         try:
             _out, err = process.communicate(timeout=READ_S)
         finally:
-            process.kill()
-            process.wait()
+            end(process)
         if process.returncode != 0:
             raise PostgresError(
-                f"pg_restore failed: {last_words(err)}", self.where, "Mend what it names (a missing extension or right, a full disk) and run again"
+                f"pg_restore failed: {last_words(err)}",
+                self.where,
+                "Mend what it names (a missing extension or right, a full disk) and run again",
             )
 
     def _make_roles(self, connection: Any, missing: List[str], globals_sql: str) -> None:
+        """Make roles as they were, with those that they are members of, and their memberships among roles that are there."""
         with open(globals_sql, encoding="utf-8") as stream:
-            lines = stream.read().splitlines()
-        idents = {role: ask(connection, "SELECT pg_catalog.quote_ident(%s)", [role])[0][0] for role in missing}
-        for role, ident in idents.items():
-            chosen = [line for line in lines if re.match(rf"(CREATE ROLE {re.escape(ident)};|(ALTER|COMMENT ON) ROLE {re.escape(ident)} )", line)]
-            if not chosen:
+            statements = _statements(stream.read())
+        definitions: Dict[str, List[str]] = {}
+        grants: List[Tuple[str, str, str]] = []
+        for statement in statements:
+            own = re.match(rf"(?:CREATE|ALTER|COMMENT ON) ROLE {_NAME}[ ;]", statement)
+            member = re.match(rf"(GRANT {_NAME} TO {_NAME}.*?)(?: GRANTED BY {_NAME})?;$", statement)
+            if own:
+                definitions.setdefault(_plain(own.group(1)), []).append(statement)
+            elif member:
+                # Who granted it may not be there; it counts for nothing but the right to take it back.
+                grants.append((_plain(member.group(2)), _plain(member.group(3)), member.group(1)))
+        there = {name for (name,) in ask(connection, "SELECT rolname FROM pg_catalog.pg_roles")}
+        made: Set[str] = set()
+        wanted = list(missing)
+        # The statements hold verifiers of passwords, which a server that logs statements would write down.
+        for setting in ("log_statement = none", "log_min_duration_statement = -1", "log_min_error_statement = panic"):
+            ask(connection, f"SET {setting}")
+        while wanted:
+            role = wanted.pop()
+            if role in there or role in made:
+                continue
+            if role not in definitions:
                 raise PostgresError(f"the set does not define the role {role}", self.where, f"CREATE ROLE {quote(role)}, and run again")
-            for line in chosen:
-                ask(connection, line)
-        for line in lines:
-            member = re.match(r"GRANT .* TO (.*?)( WITH .*| GRANTED BY .*)?;$", line)
-            if member and member.group(1) in idents.values():
-                ask(connection, line)
+            for statement in definitions[role]:
+                ask(connection, statement)
+            made.add(role)
+            wanted.extend(group for group, member_name, _grant in grants if member_name == role)
+        for group, member_name, grant in grants:
+            if {group, member_name} & made and {group, member_name} <= there | made:
+                ask(connection, grant)
 
     def drop(self, name: str) -> None:
         """Remove a database that is not the live one; none of this name is fine."""
@@ -333,9 +381,9 @@ class PostgresTarget:
                 for name in names:
                     self._end_sessions(connection, name)
                 connection.autocommit = False
-                for old, new, _oid_ in moves:
+                for old, new, _ in moves:
                     ask(connection, f"ALTER DATABASE {quote(old)} RENAME TO {quote(new)}")
-                for _old, new, _oid_ in moves:
+                for _old, new, _ in moves:
                     if new != closed:
                         ask(connection, f"ALTER DATABASE {quote(new)} ALLOW_CONNECTIONS true")
                 connection.commit()
@@ -369,6 +417,26 @@ class PostgresTarget:
             time.sleep(POLL_S)
 
 
+def _may_act_as(connection: Any, role: str) -> bool:
+    # To give something to a role is one right, to use what it owns is another; until version 15 the first came with being a member.
+    give = "SET" if connection.server_version >= 160000 else "MEMBER"
+    may = "SELECT pg_catalog.pg_has_role(current_user, %s, %s) AND pg_catalog.pg_has_role(current_user, %s, 'USAGE')"
+    return bool(ask(connection, may, [role, give, role])[0][0])
+
+
+_STATEMENT = re.compile(r"""(?:--[^\n]*\n|\s)*((?:'[^']*'|"[^"]*"|[^;'"])*;)""")
+_NAME = r'("(?:[^"]|"")+"|[^\s";]+)'
+
+
+def _statements(sql: str) -> List[str]:
+    """Return the statements of what pg_dumpall wrote: a name or a comment can hold a semicolon or a new line."""
+    return _STATEMENT.findall(sql)
+
+
+def _plain(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
 def _oid(connection: Any, name: str) -> Optional[int]:
     rows = ask(connection, "SELECT oid FROM pg_catalog.pg_database WHERE datname = %s", [name])
     return int(rows[0][0]) if rows else None
@@ -384,6 +452,7 @@ def _create(name: str, properties: Dict[str, Any], version: int) -> str:
         f"CREATE DATABASE {quote(name)} TEMPLATE template0 OWNER {quote(properties['owner'])}",
         f"ENCODING {literal(properties['encoding'])}",
         f"LC_COLLATE {literal(properties['collate'])} LC_CTYPE {literal(properties['ctype'])}",
+        f"TABLESPACE {quote(properties['tablespace'])}",
     ]
     if version >= 150000:
         words.append(f"LOCALE_PROVIDER {properties['provider']}")
@@ -391,10 +460,6 @@ def _create(name: str, properties: Dict[str, Any], version: int) -> str:
             words.append(f"ICU_LOCALE {literal(properties['locale'])}")
         elif properties["provider"] == "builtin":
             words.append(f"BUILTIN_LOCALE {literal(properties['locale'])}")
+        if properties["icu_rules"]:
+            words.append(f"ICU_RULES {literal(properties['icu_rules'])}")
     return " ".join(words)
-
-
-def _conninfo(name: str) -> str:
-    """Return a connection string: a bare name with an equals sign in it would be taken for one (libpq, 34.1.1)."""
-    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
-    return f"dbname='{escaped}'"

@@ -24,7 +24,7 @@ import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._application import wiring
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.exchange import COMMITTED, ROLLED_BACK, Journal, Swap
-from ansible_collections.opskit.runbooks.plugins.module_utils._backup.restore import Restore
+from ansible_collections.opskit.runbooks.plugins.module_utils._backup.staging import Staging
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.files import make_dir
@@ -192,7 +192,7 @@ def test_killed_while_purging(app: App, number: int) -> None:
 
 @pytest.mark.parametrize(
     ("owner", "name", "number"),
-    [(os, "unlink", 2), (Restore, "_extract", 1), (Restore, "_check_staged", 1)],
+    [(os, "unlink", 2), (Staging, "_extract", 1), (Staging, "_check", 1)],
     ids=["removing", "removed", "extracted"],
 )
 def test_killed_while_another_set_is_staged(app: App, owner: Any, name: str, number: int) -> None:

@@ -1,0 +1,336 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Where everything of a set goes on this host, and how what lies there differs from the set."""
+
+from __future__ import annotations
+
+import grp
+import hashlib
+import os
+import pwd
+import stat
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+from .._core.files import hash_file
+from .._core.protocols import DatabaseSource, Names, ServerTarget
+from .errors import BackupError
+from .exchange import Servers, inode
+from .manifest import Image, Manifest, Record, get_text
+from .records import read_xattrs
+from .source import STAGE_FOLDER, Entry, Root, Source, is_below, look
+from .store import Store
+
+ENVIRONMENT = "environment"
+"""The name of the saved path that is the application's environment file."""
+
+
+class Target(NamedTuple):
+    """One root of the set and where it goes."""
+
+    name: str
+    is_file: bool
+    live: str
+    """The path that the application uses; it may be missing."""
+    stage: str
+    """The folder beside it that the set's copy is extracted into."""
+
+    @property
+    def staged(self) -> str:
+        """Where the copy of :attr:`live` lies."""
+        return os.path.join(self.stage, os.path.basename(self.live))
+
+    @property
+    def base(self) -> str:
+        """The folder that the set's paths are relative to."""
+        return self.stage if self.is_file else self.staged
+
+
+class Placed(NamedTuple):
+    """One database of the set and where it goes."""
+
+    image: Image
+    live: str
+    staged: str
+    stage: str
+    """The folder of its own that it is staged in; empty when it lies in a target's."""
+
+
+class Served(NamedTuple):
+    """One database of the set that goes into a server."""
+
+    image: Image
+    target: ServerTarget
+    names: Names
+
+
+class Placement:
+    """One set on one host.
+
+    :param records: the set's list of files
+    :param label: what the names of what is staged begin with
+    :param owner: give files the owner with the stored ``name`` (the stored id where there is no such name), or ``id``
+    :param servers: where databases in servers are brought back to
+    :param adopt: returns the database of a file, by name and path
+    Raises :class:`BackupError` for what the description names no place for.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        manifest: Manifest,
+        records: List[Record],
+        label: str,
+        owner: str,
+        servers: Servers,
+        adopt: Callable[[str, str], DatabaseSource],
+    ) -> None:
+        self.store = store
+        self.source = source
+        self.manifest = manifest
+        self.records = records
+        self.label = label
+        self.owner = owner
+        self.adopt = adopt
+        self.log_shards = {shard.id for shard in manifest.shards if shard.logs}
+        self._ids: Dict[str, int] = {}
+        paths = source.outermost()
+        self.targets: List[Target] = []
+        self.placed: List[Placed] = []
+        self.served: List[Served] = []
+        for name, root in sorted(manifest.roots.items()):
+            if name not in paths:
+                raise BackupError(
+                    f"set {manifest.id} holds {name}, for which the description names no place",
+                    get_text(root, "path"),
+                    f"Name {name} under paths",
+                )
+            live = paths[name]
+            stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-{name}")
+            self.targets.append(Target(name, root["type"] == "file", live, stage))
+        declared = {database.name: database.files()[0] for database in self.source.databases if database.files()}
+        targets = {target.name: target for target in self.targets}
+        for image in manifest.databases:
+            if not image.file:
+                self.served.append(self._serve(image, servers))
+                continue
+            inner = get_text(image.file, "path")
+            if image.root:
+                live = declared.get(image.name, os.path.join(targets[image.root].live, inner))
+            elif image.name in declared:
+                live = declared[image.name]
+            else:
+                raise BackupError(
+                    f"set {manifest.id} holds the database {image.name}, for which the description names no place",
+                    inner,
+                    f"Name {image.name} under databases",
+                )
+            home = next((x for x in self.targets if not x.is_file and is_below(live, x.live)), None)
+            if home is not None:
+                staged = os.path.join(home.staged, os.path.relpath(live, home.live))
+                self.placed.append(Placed(image, live, staged, ""))
+            else:
+                stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-database-{image.name}")
+                self.placed.append(Placed(image, live, os.path.join(stage, os.path.basename(live)), stage))
+
+    def _serve(self, image: Image, servers: Servers) -> Served:
+        target = servers.get(image.name)
+        if target is None:
+            raise BackupError(
+                f"set {self.manifest.id} holds the {image.engine} database {image.name}, for which the description names no server",
+                self.store.path,
+                f"Name {image.name} under databases, with the engine {image.engine}",
+            )
+        return Served(image, target, target.names(f"{self.store.uuid}/{self.label}"))
+
+    @property
+    def environment(self) -> Optional[Target]:
+        """The application's environment file, where the set holds one that is a path of its own."""
+        return next((target for target in self.targets if target.name == ENVIRONMENT and target.is_file), None)
+
+    @property
+    def environment_record(self) -> Record:
+        """Return the file list's line for the environment file."""
+        return next(value for value in self.records if value["root"] == ENVIRONMENT)
+
+    def settle_environment(self, content: bytes) -> None:
+        """Have the environment file hold this instead of what the set has: from here on it is right when it does."""
+        before = self.environment_record
+        after = {**before, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        self.records = [after if value is before else value for value in self.records]
+
+    @property
+    def stages(self) -> List[str]:
+        """The folders that hold the staged copy, and after the exchange the old state."""
+        return [target.stage for target in self.targets] + [placed.stage for placed in self.placed if placed.stage]
+
+    @property
+    def is_staged(self) -> bool:
+        """True when everything that belongs to the staged copy is there."""
+        return (
+            all(os.path.lexists(target.staged) for target in self.targets)
+            and all(os.path.lexists(placed.staged) for placed in self.placed)
+            and all(served.target.identity(served.names.staged) is not None for served in self.served)
+        )
+
+    def check(self) -> List[str]:
+        """Return warnings. Raises :class:`BackupError` for a place that nothing can be put into or taken from."""
+        mounts = _mount_points()
+        lives = [target.live for target in self.targets] + [placed.live for placed in self.placed if placed.stage]
+        for live in lives:
+            parent = os.path.dirname(live)
+            if not os.path.isdir(parent):
+                raise BackupError("the folder that this belongs into is missing", live, f"Install the application, or make {parent}")
+            if not os.access(parent, os.W_OK | os.X_OK):
+                raise BackupError("nothing can be put beside this path", live, f"Run as a user who may write to {parent}")
+            inside = [mount for mount in mounts if mount == live or is_below(mount, live)]
+            if inside:
+                raise BackupError(
+                    "a mount point lies in the way of the exchange",
+                    inside[0],
+                    "Unmount it for the restore, or name paths below the mount point in the description",
+                )
+        for target in self.targets:
+            types = {path: value["type"] for path, value in self.wanted(target, logs=True)}
+            for kept in self.kept(target):
+                for parent in parents(os.path.relpath(kept, target.live)):
+                    if types.get(parent, "dir") != "dir":
+                        raise BackupError(
+                            f"this stays through a restore, but in set {self.manifest.id} {parent!r} on the way to it is a {types[parent]}",
+                            kept,
+                            "Take it out of logs and volatile for this restore, or name another set",
+                        )
+        foreign = sum(value["uid"] != os.geteuid() for value in self.records) if os.geteuid() != 0 else 0
+        return [f"{foreign} entries belong to other users; without root they become yours"] if foreign else []
+
+    def wanted(self, target: Target, logs: bool) -> Iterator[Tuple[str, Record]]:
+        """Yield the file list's lines for a target, by path relative to its base."""
+        spared = [*self.source.logs, *self.source.volatile]
+        for value in self.records:
+            if value["root"] == target.name and (logs or value["shard"] not in self.log_shards):
+                path = get_text(value, "path")
+                full = os.path.join(target.live, path)
+                if not logs and any(full == other or is_below(full, other) for other in spared):
+                    # Declared as such only after the set was made.
+                    continue
+                # A single file may have another name here than where it was saved.
+                yield (os.path.basename(target.live) if target.is_file else path), value
+
+    def difference(self, target: Target) -> str:
+        """Say how the live state differs from the set; empty when it does not. Logs do not count."""
+        if not os.path.lexists(target.live):
+            return "it is missing"
+        is_file = stat.S_ISREG(os.stat(target.live).st_mode)
+        if is_file != target.is_file:
+            return "it is of another kind"
+        root = Root(target.name, target.live, is_file)
+        others = [placed.live for placed in self.placed if not placed.stage]
+        live = {entry.path: entry for entry in self.source.scan(root, others).saved}
+        wanted = dict(self.wanted(target, logs=False))
+        gone, extra = set(wanted) - set(live), set(live) - set(wanted)
+        for kept in self.kept(target):
+            # A folder that is there for the sake of what is not restored.
+            extra.difference_update(parents(os.path.relpath(kept, target.live)))
+        if gone or extra:
+            return f"{len(gone)} paths of the set are missing, {len(extra)} are not in the set"
+        wrong = [path for path in sorted(wanted) if self.wrong(root.base, path, wanted[path], live[path], wanted, False)]
+        if not wrong:
+            wrong = [path for path in sorted(wanted) if self.wrong(root.base, path, wanted[path], live[path], wanted, True)]
+        return f"{len(wrong)} paths differ" if wrong else ""
+
+    def wrong(self, base: str, path: str, value: Record, entry: Optional[Entry], wanted: Dict[str, Record], deep: bool) -> str:
+        """Say what is wrong with a path on disk; empty when it is what the file list says.
+
+        :param deep: read its content and extended attributes too
+        """
+        if entry is None:
+            return "it is missing"
+        if entry.type != value["type"]:
+            return f"it is a {entry.type}, not a {value['type']}"
+        if entry.type == "file" and entry.size != value["size"]:
+            return f"it has {entry.size} bytes, not {value['size']}"
+        # A log that was written to while it was read has the time of that moment.
+        if entry.mtime_ns != value["mtime_ns"] and value["shard"] not in self.log_shards:
+            return f"it was modified at {entry.mtime_ns} ns, not at {value['mtime_ns']} ns"
+        rights = self.wrong_rights(os.path.join(base, path), value, entry, deep)
+        if rights:
+            return rights
+        link = get_text(value, "link")
+        if link and link in wanted and inode(os.path.join(base, link)) != entry.inode:
+            return f"it is not another name of {link!r}"
+        if not deep:
+            return ""
+        full = os.path.join(base, path)
+        if entry.type == "symlink" and os.readlink(full) != get_text(value, "target"):
+            return "it points elsewhere"
+        if entry.type == "file" and not link and hash_file(full) != value["sha256"]:
+            return "it has other content"
+        return ""
+
+    def wrong_rights(self, full: str, value: Record, entry: Entry, deep: bool) -> str:
+        if entry.mode != value["mode"] and entry.type != "symlink":
+            return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
+        if os.geteuid() == 0 and (entry.uid, entry.gid) != self.owner_ids(value):
+            return f"it belongs to {entry.uid}:{entry.gid}, not to {self.owner_ids(value)}"
+        if deep and own_xattrs(read_xattrs(full)) != own_xattrs(value.get("xattrs", {})):
+            return "it has other extended attributes"
+        return ""
+
+    def database_difference(self, placed: Placed) -> str:
+        """Say how a live database differs from the set's image; empty when it does not."""
+        entry = look("/", placed.live)
+        if entry is None or not self.adopt(placed.image.name, placed.live).is_as(placed.image.facts):
+            return "the database is not that of the set"
+        return self.wrong_rights(placed.live, placed.image.file, entry, True)
+
+    @staticmethod
+    def server_difference(served: Served) -> str:
+        packages = served.target.missing()
+        if packages:
+            return f"{', '.join(packages)} has to be installed before it can be looked at"
+        return served.target.difference(served.image.facts)
+
+    def owner_ids(self, value: Record) -> Tuple[int, int]:
+        return self._id("user", value["user"], value["uid"]), self._id("group", value["group"], value["gid"])
+
+    def _id(self, kind: str, name: str, number: int) -> int:
+        if self.owner == "id" or not name:
+            return number
+        key = f"{kind} {name}"
+        if key not in self._ids:
+            try:
+                self._ids[key] = pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
+            except KeyError:
+                self._ids[key] = -1
+        return number if self._ids[key] < 0 else self._ids[key]
+
+    def kept(self, target: Target) -> List[str]:
+        """Return the live paths below a target that stay through the restore: logs that are there, and what is volatile."""
+        kept = []
+        for path in [*self.source.logs, *self.source.volatile]:
+            if target.is_file or not is_below(path, target.live) or not os.path.lexists(path):
+                continue
+            if path in self.source.logs and os.path.isdir(path) and not os.listdir(path):
+                continue
+            kept.append(path)
+        # One inside another goes with it.
+        return [path for path in kept if not any(is_below(path, other) for other in kept)]
+
+
+def parents(path: str) -> List[str]:
+    """Return the folders above a relative path, the outermost first."""
+    parts = path.split("/")[:-1]
+    return ["/".join(parts[: count + 1]) for count in range(len(parts))]
+
+
+def own_xattrs(values: Dict[str, str]) -> Dict[str, str]:
+    """Return those extended attributes that this process may set (xattr(7))."""
+    return {name: value for name, value in values.items() if os.geteuid() == 0 or name.startswith(("user.", "system."))}
+
+
+def _mount_points() -> List[str]:
+    """Return the mount points of this process (proc(5), mountinfo: fifth field, with octal escapes)."""
+    with open("/proc/self/mountinfo", "rb") as stream:
+        fields = [line.split(b" ")[4] for line in stream]
+    return [os.fsdecode(field.decode("unicode_escape").encode("latin-1")) for field in fields]

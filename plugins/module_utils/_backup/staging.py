@@ -1,0 +1,181 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Putting a set beside the live state: files extracted, databases placed or loaded, every hash checked there."""
+
+from __future__ import annotations
+
+import base64
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Dict, List, Tuple
+
+from .._core.files import hash_file, make_dir, remove_tree, sync_filesystem
+from . import archive
+from .errors import BackupError
+from .manifest import Record, get_text
+from .placement import Placed, Placement, Served, Target, own_xattrs
+from .records import read_xattrs
+from .script import restore_order
+from .source import is_below, look
+from .store import Store
+from .verify import ImageCheckers
+
+EXTRACT_S = 24 * 3600
+"""Seconds that one shard may take to extract."""
+
+
+class Staging:
+    """Fills the staging folders of a placement.
+
+    :param environment: what the environment file shall hold; empty for what the set has
+    """
+
+    def __init__(self, placement: Placement, store: Store, checkers: ImageCheckers, environment: bytes) -> None:
+        self.placement = placement
+        self.store = store
+        self.checkers = checkers
+        self.environment = environment
+
+    def fill(self) -> None:
+        """Stage and check everything, durably. Raises :class:`OpskitError`, or :class:`OSError`."""
+        for stage in self.placement.stages:
+            make_dir(os.path.dirname(os.path.dirname(stage)))
+            make_dir(os.path.dirname(stage))
+            make_dir(stage)
+        self._extract()
+        self._check()
+        for stage in self.placement.stages:
+            sync_filesystem(stage)
+        for served in self.placement.served:
+            self._load(served)
+
+    def _extract(self) -> None:
+        targets = {target.name: target for target in self.placement.targets}
+        for target in self.placement.targets:
+            for path, value in self.placement.wanted(target, logs=True):
+                if value["type"] == "dir":
+                    # Made here, so that two archives never race for a folder; modes and times come last.
+                    os.makedirs(os.path.join(target.base, path), 0o700, exist_ok=True)
+
+        def extract(name: str, root: str) -> None:
+            path = self.store.object_path(name)
+            if hash_file(path) != name.split(".")[0]:
+                raise BackupError(f"object {name} is damaged (its hash is not its name)", self.store.path, "Name another set")
+            archive.extract(path, targets[root].base, self.placement.owner == "id", EXTRACT_S)
+
+        ordered = restore_order(self.placement.manifest.shards)
+        trees = [shard for shard in ordered if shard.id.endswith("-tree")]
+        files = sorted((shard for shard in ordered if shard not in trees), key=lambda shard: -shard.stored_bytes)
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            jobs = [pool.submit(extract, shard.object, shard.root) for shard in files]
+            jobs.extend(pool.submit(self._place_image, placed) for placed in self.placement.placed)
+            try:
+                for job in jobs:
+                    job.result()
+            finally:
+                # A failure does not wait for the work that is still queued.
+                for job in jobs:
+                    job.cancel()
+        for shard in trees:
+            extract(shard.object, shard.root)
+        for target in self.placement.targets:
+            if target == self.placement.environment and self.environment:
+                self._rewrite(target)
+            saved = [path for path, value in self.placement.wanted(target, logs=True)]
+            if target.is_file and get_text(self.placement.manifest.roots[target.name], "path"):
+                stored = os.path.basename(get_text(self.placement.manifest.roots[target.name], "path"))
+                if stored not in saved:
+                    os.rename(os.path.join(target.stage, stored), target.staged)
+            for kept in self.placement.kept(target):
+                remove_tree(os.path.join(target.staged, os.path.relpath(kept, target.live)))
+            set_folder_times(self.placement, target)
+
+    def _rewrite(self, target: Target) -> None:
+        """Give the staged environment file the content that was settled, with the rights and time it has."""
+        value = self.placement.environment_record
+        path = os.path.join(target.stage, os.path.basename(get_text(value, "path")))
+        with open(path, "r+b") as stream:
+            stream.truncate()
+            stream.write(self.environment)
+        os.utime(path, ns=(value["mtime_ns"], value["mtime_ns"]))
+
+    def _place_image(self, placed: Placed) -> None:
+        name = placed.image.object
+        os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
+        archive.decompress(self.store.object_path(name), placed.staged)
+        wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
+        if wrong:
+            raise BackupError(f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
+        value = placed.image.file
+        if os.geteuid() == 0:
+            os.chown(placed.staged, *self.placement.owner_ids(value))
+        os.chmod(placed.staged, value["mode"])
+        _set_xattrs(placed.staged, own_xattrs(value.get("xattrs", {})))
+        os.utime(placed.staged, ns=(value["mtime_ns"], value["mtime_ns"]))
+        handle = os.open(placed.staged, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _load(self, served: Served) -> None:
+        """Load one database beside the live one, from plain files in the store, which has the room."""
+        with tempfile.TemporaryDirectory(dir=self.store.at("tmp")) as folder:
+            plain, beside = os.path.join(folder, "image"), ""
+            archive.decompress(self.store.object_path(served.image.object), plain)
+            if served.image.beside:
+                beside = os.path.join(folder, "globals.sql")
+                archive.decompress(self.store.object_path(served.image.beside), beside)
+            wrong = [x for x in self.checkers[served.image.engine](plain, served.image.facts) if not x.ok]
+            if wrong:
+                raise BackupError(f"database {served.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
+            served.target.load(plain, beside, served.image.facts, served.names.staged)
+
+    def _check(self) -> None:
+        """Read every staged file back from the disk and compare it with the file list."""
+        work: List[Tuple[Target, str, Record, Dict[str, Record]]] = []
+        for target in self.placement.targets:
+            kept = [os.path.relpath(path, target.live) for path in self.placement.kept(target)]
+            wanted = {
+                path: value
+                for path, value in self.placement.wanted(target, logs=True)
+                if not any(path == name or is_below(path, name) for name in kept)
+            }
+            work.extend((target, path, value, wanted) for path, value in wanted.items())
+
+        def check(item: Tuple[Target, str, Record, Dict[str, Record]]) -> str:
+            target, path, value, wanted = item
+            wrong = self.placement.wrong(target.base, path, value, look(target.base, path), wanted, True)
+            return f"{os.path.join(target.name, path)}: {wrong}" if wrong else ""
+
+        with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+            wrong = [reason for reason in pool.map(check, work, chunksize=64) if reason]
+        for placed in self.placement.placed:
+            entry = look("/", placed.staged)
+            reason = self.placement.wrong_rights(placed.staged, placed.image.file, entry, True) if entry else "it is missing"
+            if reason:
+                wrong.append(f"database {placed.image.name}: {reason}")
+        if wrong:
+            raise BackupError(
+                f"{len(wrong)} staged paths are not what set {self.placement.manifest.id} says, first {wrong[0]}",
+                self.store.path,
+                "The live state is untouched; name another set, or mend what the message names",
+            )
+
+
+def set_folder_times(placement: Placement, target: Target) -> None:
+    """Give the folders of a staged copy the times that putting things into them took away."""
+    for path, value in placement.wanted(target, logs=True):
+        full = os.path.join(target.base, path)
+        if value["type"] == "dir" and os.path.isdir(full) and not os.path.islink(full):
+            os.utime(full, ns=(value["mtime_ns"], value["mtime_ns"]))
+
+
+def _set_xattrs(path: str, values: Dict[str, str]) -> None:
+    """Give a file these extended attributes and no others: it may have inherited an ACL from its folder."""
+    for name in set(own_xattrs(read_xattrs(path))) - set(values):
+        os.removexattr(path, name)
+    for name, value in values.items():
+        os.setxattr(path, name, base64.b64decode(value))
