@@ -20,7 +20,7 @@ from .._backup.verify import ImageCheckers, VerifySets
 from .._core.clock import Clock
 from .._core.errors import OpskitError
 from .._core.protocols import DatabaseSource
-from .._postgresql.database import PostgresDatabase
+from .._postgresql.database import PostgresDatabase, check_name
 from .._postgresql.database import check_image as check_dump
 from .._postgresql.login import Login
 from .._postgresql.restore import PostgresTarget
@@ -94,6 +94,7 @@ def build_database(item: Dict[str, Any], timeout: float) -> DatabaseSource:
 
 
 def _postgres(item: Dict[str, Any], timeout: float) -> PostgresDatabase:
+    check_name(item["database"] or item["name"])
     return PostgresDatabase(item["name"], item["database"] or item["name"], _login(item, ""), timeout, item["schema_query"] or "")
 
 

@@ -36,7 +36,7 @@ _RELATIONS = """
     SELECT n.nspname, c.relname, coalesce(marked.condition, '')
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          LEFT JOIN (SELECT m.relation, m.condition FROM pg_catalog.pg_extension e,
-                           pg_catalog.unnest(e.extconfig, e.extcondition) AS m(relation, condition)) marked ON marked.relation = c.oid
+                           unnest(e.extconfig, e.extcondition) AS m(relation, condition)) marked ON marked.relation = c.oid
     WHERE c.relkind = %s AND c.relpersistence <> 't' AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
       AND (marked.relation IS NOT NULL
            OR NOT EXISTS (SELECT FROM pg_catalog.pg_depend d
