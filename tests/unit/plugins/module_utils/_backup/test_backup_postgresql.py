@@ -166,7 +166,7 @@ def test_an_env_that_can_not_log_in_is_refused_before_anything_is_touched(app: P
     other_password(app)
     before = (app.live(), app.databases(), os.listdir(app.root))
     for check in (True, False):
-        with pytest.raises(OpskitError, match="could not log in to its database app data.*password authentication failed") as caught:
+        with pytest.raises(OpskitError, match=r"could not log in to its database app data.*password authentication failed") as caught:
             app.restore(check=check)
         assert PASSWORD not in str(caught.value)
         assert QUOTED not in str(caught.value)
@@ -291,7 +291,7 @@ def calls_in(work: Callable[[], Any], kill_at: int = 0) -> int:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return real(*args)
 
-            setattr(module, "ask", counted)
+            vars(module)["ask"] = counted
         work()
         os.write(writer, str(seen).encode())
 
