@@ -44,7 +44,7 @@ def accepts(question: dict[str, Any], answer: object) -> bool:
     if question["type"] == "multiplechoice":
         return answer in question["choices"]
     if question["type"] == "integer":
-        return type(answer) is int and question["min"] <= answer <= question["max"]
+        return isinstance(answer, int) and not isinstance(answer, bool) and question["min"] <= answer <= question["max"]
     return isinstance(answer, str) and question["min"] <= len(answer) <= question["max"]
 
 
@@ -111,7 +111,7 @@ class Awx:
     def launch(
         self,
         runbook: str,
-        given: Mapping[str, object] = {},
+        given: Mapping[str, object] | None = None,
         *,
         limit: str = "one",
         job_type: str = "run",
@@ -120,11 +120,11 @@ class Awx:
     ) -> Job:
         """Launch a job template with answers to its survey; a question without one gets its default, if it has any."""
         template, survey = TEMPLATES[runbook], questions(runbook)
-        assert [name for name, answer in given.items() if not accepts(survey[name], answer)] == []
+        assert [name for name, answer in (given or {}).items() if not accepts(survey[name], answer)] == []
         assert job_type == template["job_type"] or template["ask_job_type_on_launch"]
         assert template["ask_limit_on_launch"]
         answers = {name: question["default"] for name, question in survey.items() if "default" in question}
-        answers.update(given)
+        answers.update(given or {})
         assert [name for name, question in survey.items() if question["required"] and name not in answers] == []
         shutil.rmtree(self.folder / "env", ignore_errors=True)  # ansible-runner keeps the options of the job before in it
         (self.folder / "env").mkdir()

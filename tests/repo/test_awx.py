@@ -83,7 +83,7 @@ def test_question_is_one_that_awx_takes(question: dict[str, Any]) -> None:
         assert question["default"] in question["choices"]
     else:
         assert "choices" not in question
-        assert all(type(question[key]) is int for key in ("min", "max"))
+        assert all(isinstance(question[key], int) for key in ("min", "max"))
         assert question["min"] < question["max"]
         assert not question["required"]
     if question["type"] == "integer":

@@ -27,9 +27,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psycopg2
-import psycopg2.extras
 import pytest
+import sqlalchemy as sa
 import websockets
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -165,13 +164,11 @@ class Application:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         if self.server:
-            where = {"host": self.server.host, "port": self.server.port, "user": self.server.superuser}
-            with contextlib.closing(psycopg2.connect(**where, dbname=self.database)) as session, session.cursor() as cursor:
-                psycopg2.extras.register_default_json(session, loads=str)
-                cursor.execute(query)
-                found = cursor.fetchall() if cursor.description else []
-                session.commit()
-                return found
+            url = f"postgresql+psycopg2://{self.server.superuser}@/{self.database}?host={self.server.host}&port={self.server.port}"
+            engine = sa.create_engine(url, json_deserializer=str, poolclass=sa.pool.NullPool, execution_options={"no_parameters": True})
+            with engine.begin() as session:
+                found = session.exec_driver_sql(query)
+                return [tuple(row) for row in found] if found.returns_rows else []
         with contextlib.closing(sqlite3.connect(self.root / "data/gateway.db")) as connection:
             rows = connection.execute(query).fetchall()
             connection.commit()
@@ -919,7 +916,7 @@ def test_slow_provider_and_its_time_limit(limited: Application) -> None:
 def test_held_lock_stops_writes_and_not_reads(shared: Application) -> None:
     shared.hold_lock()
     if shared.server:
-        with pytest.raises(psycopg2.errors.LockNotAvailable):
+        with pytest.raises(sa.exc.OperationalError, match="lock timeout"):
             shared.rows("SET lock_timeout = '50ms'; DELETE FROM users")
     else:
         with pytest.raises(sqlite3.OperationalError, match="locked"):

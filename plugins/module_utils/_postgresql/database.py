@@ -163,8 +163,8 @@ class PostgresDatabase:
 
         ``bytes`` and ``sha256`` of the archive; ``tables`` (rows and a sum over their content, by name), ``sequences``,
         ``schema`` (SHA-256 of all definitions), ``properties`` (what a dump without ``--create`` leaves out), ``roles``
-        (that own something or have rights), ``owners`` (that own something), ``tablespaces``, ``schema_version``, ``server_version`` (150018 is 15.18), ``database``,
-        ``database_bytes`` (on the server's disk).
+        (that own something or have rights), ``owners`` (that own something), ``tablespaces``, ``schema_version``,
+        ``server_version`` (150018 is 15.18), ``database``, ``database_bytes`` (on the server's disk).
         """
         return {**self._learned.pop(image), "bytes": os.stat(image).st_size, "sha256": hash_file(image)}
 

@@ -16,7 +16,7 @@ from .._core.files import human_size
 from .._core.protocols import Names
 from .clients import client, major_of, version_text
 from .contents import apply_properties, ask, difference, quote
-from .credentials import read_url, with_line_of
+from .credentials import Url, read_url, with_line_of
 from .database import READ_S, PostgresDatabase, conninfo, end
 from .errors import PostgresError
 from .login import Login, encrypted
@@ -223,18 +223,11 @@ class PostgresTarget:
         but the database is missing: it says so only after it has accepted role and password.
         """
         url = read_url(settings, self.url_variable, whose)
-        try:
-            with url.login.session(url.database, url.password):
-                return ""
-        except PostgresError as error:
-            if self.identity(url.database) is not None:
-                return error.what
-            refusal = error.what
-        try:
-            with url.login.session(MAINTENANCE, url.password):
-                return ""
-        except PostgresError:
-            return "" if f'database "{url.database}" does not exist' in refusal else refusal
+        refused = _try(url, url.database)
+        if refused and self.identity(url.database) is None:
+            only_missing = f'database "{url.database}" does not exist' in refused
+            return "" if only_missing or not _try(url, MAINTENANCE) else refused
+        return refused
 
     def with_live_url(self, settings: bytes, live: bytes) -> bytes:
         """Return an environment file's content with the URL of the live one. Raises :class:`PostgresError` where that has none."""
@@ -370,7 +363,8 @@ class PostgresTarget:
         :param closed: the new name that takes no connections afterwards; all others do. Empty: all do
         The sessions in them are ended; when they do not end in time, nothing is renamed and all take connections again.
         """
-        names = [old for old, _new, _oid_ in moves]
+        renames = [(old, new) for old, new, _identity in moves]
+        names = [old for old, _new in renames]
         with self.admin.session(MAINTENANCE) as connection:
             for old, _new, oid in moves:
                 if _oid(connection, old) != oid:
@@ -381,9 +375,9 @@ class PostgresTarget:
                 for name in names:
                     self._end_sessions(connection, name)
                 connection.autocommit = False
-                for old, new, _ in moves:
+                for old, new in renames:
                     ask(connection, f"ALTER DATABASE {quote(old)} RENAME TO {quote(new)}")
-                for _old, new, _ in moves:
+                for _old, new in renames:
                     if new != closed:
                         ask(connection, f"ALTER DATABASE {quote(new)} ALLOW_CONNECTIONS true")
                 connection.commit()
@@ -435,6 +429,15 @@ def _statements(sql: str) -> List[str]:
 
 def _plain(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _try(url: Url, database: str) -> str:
+    """Say why a server refuses a URL's role and password for a database; empty when it does not."""
+    try:
+        with url.login.session(database, url.password):
+            return ""
+    except PostgresError as error:
+        return error.what
 
 
 def _oid(connection: Any, name: str) -> Optional[int]:
