@@ -181,8 +181,12 @@ class Application:
         return sorted(path for path in (self.store / "objects").rglob("*") if path.is_file())
 
     def journal(self) -> list[dict[str, Any]]:
-        path = self.state / "journal.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return read_journal(self.state / "journal.jsonl")
+
+    @property
+    def lease(self) -> Path:
+        """Which is there while a runbook is at work."""
+        return self.state / "lease.json"
 
     def record(self) -> dict[str, Any]:
         """Return what the restore has written down of itself, with its phase; empty when nothing."""
@@ -299,6 +303,7 @@ class World:
             "ANSIBLE_LOCALHOST_WARNING": "false",
             "ANSIBLE_NOCOLOR": "1",
             "ANSIBLE_SHOW_CUSTOM_STATS": "true",
+            "XDG_STATE_HOME": str(folder / "controller"),
         }
         self.applications = {name: Application(folder / f"the {name}", self.env) for name in hosts}
         self.inventory = folder / "inventory.json"
@@ -324,6 +329,24 @@ class World:
             "application_ready_url": f"http://127.0.0.1:{application.port}/readyz",
             "backup_store": str(application.store),
         }
+
+    @contextlib.contextmanager
+    def inventory_with(self, **changes: dict[str, Any]) -> Iterator[None]:
+        """Change variables of hosts, or add hosts, for a while."""
+        before = self.inventory.read_text()
+        inventory = json.loads(before)
+        hosts = inventory["all"]["hosts"]
+        for host, variables in changes.items():
+            hosts[host] = {**hosts.get(host, {}), **variables}
+        self.inventory.write_text(json.dumps(inventory))
+        try:
+            yield
+        finally:
+            self.inventory.write_text(before)
+
+    def controller_journal(self) -> list[dict[str, Any]]:
+        """Return what is recorded of hosts that were not reached."""
+        return read_journal(self.folder / "controller/opskit/journal.jsonl")
 
     @property
     def application(self) -> Application:
@@ -404,6 +427,10 @@ class World:
     def is_quiet(self) -> bool:
         """True when nothing that a runbook started here is at work any more."""
         return not any(os.fsencode(self.temporary) in command for _pid, _parent, command in processes())
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def free_port() -> int:

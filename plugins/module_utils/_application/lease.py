@@ -93,6 +93,7 @@ class ApplicationLease(Operation):
         self._locks = locks
         self._clock = clock
         self._is_exclusive = False
+        self._in_the_way: Optional[OpskitError] = None
         self._found: Optional[Lease] = None
         self._damage = ""
         self._was_damaged = False
@@ -106,21 +107,23 @@ class ApplicationLease(Operation):
         deadline = self._clock.monotonic() + self._wait_s
         while True:
             with flock(self._path + ".lock", wait_s=LOCK_S):
-                if not self._obstacle() or self._clock.monotonic() >= deadline:
-                    self._is_exclusive = True
+                obstacle = self._obstacle()
+                if not obstacle or self._clock.monotonic() >= deadline:
+                    self._is_exclusive, self._in_the_way = True, obstacle
                     yield
                     return
             time.sleep(POLL_S)
 
     def plan(self) -> Plan:
         """Raise :class:`OpskitError` when somebody else is at work, after the time to wait."""
-        deadline = self._clock.monotonic() + self._wait_s
-        obstacle = self._obstacle()
-        while obstacle and not self._is_exclusive and self._clock.monotonic() < deadline:
-            time.sleep(POLL_S)
-            obstacle = self._obstacle()
-        if obstacle:
-            raise obstacle
+        if not self._is_exclusive:
+            deadline = self._clock.monotonic() + self._wait_s
+            self._in_the_way = self._obstacle()
+            while self._in_the_way and self._clock.monotonic() < deadline:
+                time.sleep(POLL_S)
+                self._in_the_way = self._obstacle()
+        if self._in_the_way:
+            raise self._in_the_way
         if self._state == "released":
             return self._plan_release()
         plan = Plan(self._state)

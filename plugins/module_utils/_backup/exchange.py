@@ -9,6 +9,7 @@ import glob
 import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
 
+from .._core.errors import OpskitError
 from .._core.files import NO_FLAGS, exchange, fsync_dir, move_new, publish_json, read_json
 from .._core.protocols import ServerTarget
 from .errors import BackupError
@@ -243,6 +244,8 @@ class Password:
     """A role gets the password of the set's environment file, and on the way back that of the one before.
 
     The journal holds where the two files lie and no secret. Undone last, when the file from before is in place again.
+
+    :param live: empty where the application could not log in with the file before either
     """
 
     def __init__(self, target: ServerTarget, live: str, staged: str) -> None:
@@ -250,13 +253,23 @@ class Password:
         self.live = live
         self.staged = staged
 
+    @classmethod
+    def planned(cls, target: ServerTarget, live: str, staged: str) -> Password:
+        """Return the step for the files as they are now."""
+        try:
+            works = inode(live) is not None and not target.refusal(_content(live), "the environment file", [])
+        except OpskitError:
+            # It sets no URL.
+            works = False
+        return cls(target, live if works else "", staged)
+
     def do(self) -> None:
         """Set the staged file's password. Raises :class:`OpskitError`."""
         self.target.set_password(_content(self.staged), "the restored environment file")
 
     def is_undone(self) -> bool:
-        """True when the application can log in as before, or there was no file to log in with."""
-        return inode(self.live) is None or not self.target.refusal(_content(self.live), "the environment file")
+        """True when the application can log in as before, or could not do so then either."""
+        return not self.live or not self.target.refusal(_content(self.live), "the environment file", [])
 
     def undo(self) -> None:
         """Set the live file's password."""

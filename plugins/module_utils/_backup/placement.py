@@ -12,6 +12,7 @@ import pwd
 import stat
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
+from .._core.errors import present
 from .._core.files import hash_file
 from .._core.protocols import DatabaseSource, Names, ServerTarget
 from .errors import BackupError
@@ -62,6 +63,15 @@ class Served(NamedTuple):
     image: Image
     target: ServerTarget
     names: Names
+
+
+class Environment(NamedTuple):
+    """The application's environment file in a set: a path of its own, or a file in one of the others."""
+
+    live: str
+    staged: str
+    record: Record
+    """Its line of the file list."""
 
 
 class Placement:
@@ -133,6 +143,7 @@ class Placement:
             else:
                 stage = os.path.join(os.path.dirname(live), STAGE_FOLDER, self.store.uuid, f"{label}-database-{image.name}")
                 self.placed.append(Placed(image, live, os.path.join(stage, os.path.basename(live)), stage))
+        self.environment = self._find_environment()
 
     def _serve(self, image: Image, servers: Servers) -> Served:
         target = servers.get(image.name)
@@ -144,21 +155,24 @@ class Placement:
             )
         return Served(image, target, target.names(f"{self.store.uuid}/{self.label}"))
 
-    @property
-    def environment(self) -> Optional[Target]:
-        """The application's environment file, where the set holds one that is a path of its own."""
-        return next((target for target in self.targets if target.name == ENVIRONMENT and target.is_file), None)
-
-    @property
-    def environment_record(self) -> Record:
-        """Return the file list's line for the environment file."""
-        return next(value for value in self.records if value["root"] == ENVIRONMENT)
+    def _find_environment(self) -> Optional[Environment]:
+        """Return the environment file, None where the set holds none."""
+        live = self.source.targets.get(ENVIRONMENT, "")
+        target = next((target for target in self.targets if live == target.live or is_below(live, target.live)), None)
+        if target is None or target.is_file != (live == target.live):
+            return None
+        path = "" if target.is_file else os.path.relpath(live, target.live)
+        for value in self.records:
+            if value["root"] == target.name and value["type"] == "file" and path in ("", get_text(value, "path")):
+                return Environment(live, os.path.join(target.staged, path) if path else target.staged, value)
+        return None
 
     def settle_environment(self, content: bytes) -> None:
         """Have the environment file hold this instead of what the set has: from here on it is right when it does."""
-        before = self.environment_record
+        before = present(self.environment).record
         after = {**before, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         self.records = [after if value is before else value for value in self.records]
+        self.environment = present(self.environment)._replace(record=after)
 
     @property
     def stages(self) -> List[str]:
@@ -167,11 +181,13 @@ class Placement:
 
     @property
     def is_staged(self) -> bool:
-        """True when everything that belongs to the staged copy is there."""
+        """True when everything that belongs to the staged copy is there, the environment file with the content that is wanted now."""
+        environment = self.environment
         return (
             all(os.path.lexists(target.staged) for target in self.targets)
             and all(os.path.lexists(placed.staged) for placed in self.placed)
             and all(served.target.identity(served.names.staged) is not None for served in self.served)
+            and (environment is None or hash_file(environment.staged) == environment.record["sha256"])
         )
 
     def check(self) -> List[str]:

@@ -205,6 +205,7 @@ class Restore(Operation):
         passwords = Plan(self.state)
         self.settings.review(placement, passwords)
         unknown = sorted(set(self.source.outermost()) - set(manifest.roots))
+        unknown += [f"database {name}" for name in sorted(set(self.servers) - {served.image.name for served in placement.served})]
         if unknown:
             self.warnings.append(f"set {manifest.id} does not hold {', '.join(unknown)}; left as it is")
         is_staged = reuse and placement.is_staged
@@ -277,6 +278,7 @@ class Restore(Operation):
         else:
             if any(step.step == "stage" for step in plan):
                 self._timed("stage_s", self._stage)
+                self.settings.confirm()
             if any(step.step == "exchange" for step in plan):
                 self._timed("exchange_s", self._exchange)
 
@@ -344,7 +346,7 @@ class Restore(Operation):
         for one in self.settings.passwords:
             environment = present(placement.environment)
             # Undone last, when the file from before is in place again.
-            steps.insert(0, Password(one, environment.live, environment.staged))
+            steps.insert(0, Password.planned(one, environment.live, environment.staged))
         for target in placement.targets:
             for kept in placement.kept(target):
                 rest = os.path.relpath(kept, target.live)

@@ -30,10 +30,14 @@ class Settings:
     def __init__(self, store: Store, policy: str) -> None:
         self.store = store
         self.policy = policy
+        self.whose = ""
+        """Which file it is, for messages."""
         self.content = b""
         """What the file shall hold; empty where nobody asks."""
         self.passwords: List[ServerTarget] = []
         """Whose role gets the set's password."""
+        self.made: List[Served] = []
+        """Those that roles are made for: whether they have the right passwords is seen when they are there."""
 
     def review(self, placement: Placement, plan: Plan) -> None:
         """See before anything stops whether the restored application can log in, and settle the file's content.
@@ -41,24 +45,31 @@ class Settings:
         Raises :class:`OpskitError` when it can't and the policy has no way out.
         """
         asking = [served for served in placement.served if served.target.url_variable and not served.target.missing()]
-        target = placement.environment
-        if not asking or target is None:
+        environment = placement.environment
+        if not asking or environment is None:
             return
-        value = placement.environment_record
-        shard = next(shard for shard in placement.manifest.shards if shard.id == value["shard"])
-        self.content = archive.member(self.store.object_path(shard.object), get_text(value, "path"), READ_S)
+        self.whose = f"the environment file of set {placement.manifest.id}"
+        shard = next(shard for shard in placement.manifest.shards if shard.id == environment.record["shard"])
+        self.content = archive.member(self.store.object_path(shard.object), get_text(environment.record, "path"), READ_S)
         live = None
-        if os.path.lexists(target.live):
-            with open(target.live, "rb") as stream:
+        if os.path.lexists(environment.live):
+            with open(environment.live, "rb") as stream:
                 live = stream.read()
         for served in asking:
-            self._review_one(placement, served, live)
+            self._review_one(served, live)
         for one in self.passwords:
-            role = one.check_set_password(self.content, "the set's environment file")
-            plan.add("set password", role, f"the one in set {placement.manifest.id} is not the role's")
+            role = one.check_set_password(self.content, self.whose)
+            plan.add("set password", role, f"the application logs in with the one in set {placement.manifest.id}")
         placement.settle_environment(self.content)
 
-    def _review_one(self, placement: Placement, served: Served, live: Optional[bytes]) -> None:
+    def confirm(self) -> None:
+        """See whether the application can log in as the roles that were made. Raises :class:`BackupError` when it can't."""
+        for served in self.made:
+            refusal = served.target.refusal(self.content, self.whose, [])
+            if refusal:
+                raise self._no_login(served, refusal)
+
+    def _review_one(self, served: Served, live: Optional[bytes]) -> None:
         if self.policy == "keep_live":
             if live is None:
                 raise BackupError(
@@ -67,16 +78,22 @@ class Settings:
                     "Choose fail or set_role for the credentials",
                 )
             self.content = served.target.with_live_url(self.content, live)
-        if served.target.check(served.image.facts, bool(served.image.beside)):
-            return  # Its roles are made from the set, with the passwords of then.
-        refusal = served.target.refusal(self.content, f"the environment file of set {placement.manifest.id}")
-        if not refusal:
+        made = served.target.check(served.image.facts, bool(served.image.beside))
+        if self.policy == "set_role":
+            # A role that is made has no password where the set is by a login that may not read them.
+            if served.target.refusal(self.content, self.whose, []):
+                self.passwords.append(served.target)
             return
-        if self.policy != "set_role":
-            others = {"fail": "keep_live (the live URL stays) or set_role", "keep_live": "set_role"}[self.policy]
-            raise BackupError(
-                f"the restored application could not log in to its database {served.target.database}: {refusal}",
-                served.target.url_variable,
-                f"Mend that, or choose for the credentials {others} (the role gets the set's password)",
-            )
-        self.passwords.append(served.target)
+        refusal = served.target.refusal(self.content, self.whose, made)
+        if refusal:
+            raise self._no_login(served, refusal)
+        if made:
+            self.made.append(served)
+
+    def _no_login(self, served: Served, refusal: str) -> BackupError:
+        others = {"fail": "keep_live (the live URL stays) or set_role", "keep_live": "set_role"}[self.policy]
+        return BackupError(
+            f"the restored application could not log in to its database {served.target.database}: {refusal}",
+            served.target.url_variable,
+            f"Mend that, or choose for the credentials {others} (the role gets the set's password)",
+        )

@@ -11,6 +11,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, Tuple
 
+from .._core.errors import present
 from .._core.files import hash_file, make_dir, remove_tree, sync_filesystem
 from . import archive
 from .errors import BackupError
@@ -81,8 +82,8 @@ class Staging:
         for shard in trees:
             extract(shard.object, shard.root)
         for target in self.placement.targets:
-            if target == self.placement.environment and self.environment:
-                self._rewrite(target)
+            if self.environment and present(self.placement.environment).record["root"] == target.name:
+                self._rewrite(target, present(self.placement.environment).record)
             saved = [path for path, value in self.placement.wanted(target, logs=True)]
             if target.is_file and get_text(self.placement.manifest.roots[target.name], "path"):
                 stored = os.path.basename(get_text(self.placement.manifest.roots[target.name], "path"))
@@ -92,10 +93,9 @@ class Staging:
                 remove_tree(os.path.join(target.staged, os.path.relpath(kept, target.live)))
             set_folder_times(self.placement, target)
 
-    def _rewrite(self, target: Target) -> None:
+    def _rewrite(self, target: Target, value: Record) -> None:
         """Give the staged environment file the content that was settled, with the rights and time it has."""
-        value = self.placement.environment_record
-        path = os.path.join(target.stage, os.path.basename(get_text(value, "path")))
+        path = os.path.join(target.base, get_text(value, "path"))
         with open(path, "r+b") as stream:
             stream.truncate()
             stream.write(self.environment)

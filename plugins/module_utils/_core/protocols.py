@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 
 class DatabaseSource(Protocol):
@@ -100,8 +100,8 @@ class ServerTarget(Protocol):
     def open_again(self, name: str) -> None:
         """Let a database take connections, which a run that was cut off has closed."""
 
-    def refusal(self, settings: bytes, whose: str) -> str:
-        """Say why the application can't log in with an environment file's URL; empty when it can."""
+    def refusal(self, settings: bytes, whose: str, made: Sequence[str]) -> str:
+        """Say why the application can't log in with an environment file's URL; empty when it can, or as a role that is still to be made."""
 
     def check_set_password(self, settings: bytes, whose: str) -> str:
         """Return the role that :meth:`set_password` would change. Raises :class:`OpskitError` where it could not."""

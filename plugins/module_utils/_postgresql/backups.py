@@ -26,7 +26,18 @@ from .login import missing_driver
 from .restore import MAINTENANCE, PostgresTarget
 
 GLOBALS = ".globals.sql"
-_FACTS = ("database", "database_bytes", "globals", "properties", "roles", "schema", "schema_version", "sequences", "server_version", "tables")
+_FACTS = (
+    "database",
+    "database_bytes",
+    "globals",
+    "properties",
+    "roles",
+    "schema",
+    "schema_version",
+    "sequences",
+    "server_version",
+    "tables",
+)
 
 
 class DumpDirectory(snapshots.SnapshotDirectory):
@@ -174,7 +185,9 @@ class RestoreDump(Operation):
         database = self.target.database
         check_name(database)
         if database in (MAINTENANCE, "template0", "template1"):
-            raise PostgresError("this database belongs to the server itself and can't be exchanged", self.target.where, "Name another target")
+            raise PostgresError(
+                "this database belongs to the server itself and can't be exchanged", self.target.where, "Name another target"
+            )
         snapshot = self.snapshot = self.directory.choose(self.wanted)
         facts = snapshot.description["facts"]
         journal, live = self._read_journal(), self.target.identity(database)

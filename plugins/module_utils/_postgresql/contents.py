@@ -9,7 +9,7 @@ import hashlib
 import re
 from typing import Any, Dict, List, Sequence, Tuple
 
-from .._core.command import run
+from .._core.command import CommandError, run
 from .clients import client, major_of
 from .errors import PostgresError
 from .login import Login
@@ -57,14 +57,15 @@ _ROWS = """
 """
 
 # Piece by piece, as a client reads it: holes are zeros, and the server does not need the memory for a whole one. 262144 is INV_READ.
+# Each OFFSET 0 keeps what opens and closes one from being planned as if it gave the same for the same arguments.
 _LARGE_OBJECTS = """
-    SELECT count(DISTINCT m.oid),
-           sum(pg_catalog.hashtextextended(m.oid || ' ' || at || ' ' || pg_catalog.encode(pg_catalog.lo_get(m.oid, at, 1048576), 'hex'), 0))
-    FROM pg_catalog.pg_largeobject_metadata m,
-         LATERAL (SELECT pg_catalog.lo_open(m.oid, 262144) AS fd OFFSET 0) opened,
-         LATERAL (SELECT pg_catalog.lo_lseek64(opened.fd, 0, 2) AS size OFFSET 0) measured,
-         LATERAL (SELECT pg_catalog.lo_close(opened.fd) + 0 * measured.size AS closed OFFSET 0) done,
-         pg_catalog.generate_series(0 * done.closed, greatest(measured.size - 1, 0), 1048576) at
+    SELECT count(DISTINCT oid),
+           sum(pg_catalog.hashtextextended(oid || ' ' || at || ' ' || pg_catalog.encode(pg_catalog.lo_get(oid, at, 1048576), 'hex'), 0))
+    FROM (SELECT m.oid,
+                 (SELECT pg_catalog.lo_lseek64(opened.fd, 0, 2) + 0 * pg_catalog.lo_close(opened.fd)
+                  FROM (SELECT pg_catalog.lo_open(m.oid, 262144) AS fd OFFSET 0) opened) AS size
+          FROM pg_catalog.pg_largeobject_metadata m OFFSET 0) measured,
+         pg_catalog.generate_series(0, greatest(size - 1, 0), 1048576) at
 """
 
 _OWNERS = f"""
@@ -123,6 +124,11 @@ PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
 def quote(name: str) -> str:
     """Return a name as an SQL identifier (PostgreSQL, 4.1.1)."""
     return '"' + name.replace('"', '""') + '"'
+
+
+def beside_values(text: str) -> str:
+    """Return a part of a statement that is asked with values, where a % would be a place for one."""
+    return text.replace("%", "%%")
 
 
 def ask(connection: Any, statement: str, values: Sequence[Any] = ()) -> List[Tuple[Any, ...]]:
@@ -233,7 +239,7 @@ def apply_properties(connection: Any, properties: Dict[str, Any]) -> None:
     """
     database = ask(connection, "SELECT pg_catalog.current_database()")[0][0]
     name = quote(database)
-    ask(connection, f"COMMENT ON DATABASE {name} IS %s", [properties["comment"]])
+    ask(connection, f"COMMENT ON DATABASE {beside_values(name)} IS %s", [properties["comment"]])
     ask(connection, f"ALTER DATABASE {name} CONNECTION LIMIT {int(properties['connection_limit'])}")
     for grantee in ("", properties["owner"]):
         ask(connection, f"REVOKE ALL ON DATABASE {name} FROM {_grantee(grantee)}")
@@ -246,7 +252,7 @@ def apply_properties(connection: Any, properties: Dict[str, Any]) -> None:
         target = f"ROLE {quote(role)} IN DATABASE {name}" if role else f"DATABASE {name}"
         values = _split_names(value) if setting.lower() in _LISTS else [value]
         parts = ".".join(quote(part) for part in setting.split("."))
-        ask(connection, f"ALTER {target} SET {parts} TO {', '.join(['%s'] * len(values))}", values)
+        ask(connection, f"ALTER {beside_values(target)} SET {beside_values(parts)} TO {', '.join(['%s'] * len(values))}", values)
 
 
 def _grantee(role: str) -> str:
@@ -270,9 +276,13 @@ def schema_of(connection: Any, login: Login, database: str, snapshot: str = "") 
     """
     argv = [client("pg_dump", major_of(connection.server_version)), "--schema-only", "--no-password"]
     argv.append(f"--lock-wait-timeout={ask(connection, _LOCK_MS)[0][0]}")
+    argv.append(f"--encoding={ask(connection, 'SHOW server_encoding')[0][0]}")
     if snapshot:
         argv.append(f"--snapshot={snapshot}")
-    text = run(login.as_user(argv), SCHEMA_S, env=login.environment(database), cwd="/").stdout
+    try:
+        text = run(login.as_user(argv), SCHEMA_S, env=login.environment(database), cwd="/").stdout
+    except CommandError as error:
+        raise PostgresError(error.what, f"{database} on {login.where}", "Mend what it names and run again") from None
     digests = {"text": hashlib.sha256(), "words": hashlib.sha256(), "objects": hashlib.sha256()}
     objects = []
     for line in text.splitlines(keepends=True):

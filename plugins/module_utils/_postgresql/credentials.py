@@ -62,6 +62,8 @@ def read_url(content: bytes, variable: str, whose: str) -> Url:
     try:
         parts = urlsplit(value)
         port = parts.port or int(parse_qs(parts.query).get("port", ["0"])[-1])
+        if "\0" in unquote(value):
+            raise ValueError
     except ValueError:
         raise PostgresError(f"{variable} in {whose} is no URL", todo="Mend it there") from None
     # SQLAlchemy and others name the driver, too: postgresql+psycopg2.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 import subprocess
@@ -95,7 +96,9 @@ class PostgresDatabase:
             return "/".join(str(value) for value in ask(connection, _IDENTITY)[0])
 
     def is_as(self, facts: Dict[str, Any]) -> bool:
-        """True when a dump made now would hold what the one with these facts holds. Reads every row if it has to."""
+        """True when a dump made now would hold what the one with these facts holds, and what is beside it, too. Reads every row if it has to."""
+        if "beside" in facts and hashlib.sha256(self.globals_sql()).hexdigest() != facts["beside"]["sha256"]:
+            return False
         with self.login.session(self.database, lock_s=self._lock_s) as connection:
             same_major = major_of(connection.server_version) == major_of(facts["server_version"])
             return same_major and not difference(connection, self.login, self.database, facts)
@@ -114,6 +117,8 @@ class PostgresDatabase:
             program = client("pg_dump", major_of(version))
             argv = [program, "--format=custom", f"--compress={self.compression}", "--no-password", f"--snapshot={snapshot}"]
             argv.append(f"--lock-wait-timeout={int(self._lock_s * 1000)}")
+            # Its own encoding, which holds every text in it, and not what the role has set for its sessions.
+            argv.append(f"--encoding={ask(connection, 'SHOW server_encoding')[0][0]}")
             # Written through a descriptor of ours: the user that the dump runs as has no rights in the store.
             with open(target, "xb", opener=_private) as stream:
                 process = start(self.login.as_user(argv), stdout=stream.fileno(), env=self.login.environment(self.database), cwd="/")

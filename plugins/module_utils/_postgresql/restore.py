@@ -9,13 +9,13 @@ import hashlib
 import os
 import re
 import time
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
 
 from .._core.command import last_words, start
 from .._core.files import human_size
 from .._core.protocols import Names
 from .clients import client, major_of, version_text
-from .contents import apply_properties, ask, difference, quote
+from .contents import apply_properties, ask, beside_values, difference, quote
 from .credentials import Url, read_url, with_line_of
 from .database import READ_S, PostgresDatabase, conninfo, end
 from .errors import PostgresError
@@ -87,6 +87,11 @@ class PostgresTarget:
         with self.admin.session(MAINTENANCE) as connection:
             return _oid(connection, name)
 
+    def _is_open(self, name: str) -> bool:
+        """True for a database that takes connections."""
+        with self.admin.session(MAINTENANCE) as connection:
+            return bool(ask(connection, "SELECT FROM pg_catalog.pg_database WHERE datname = %s AND datallowconn", [name]))
+
     def difference(self, facts: Dict[str, Any], name: str = "") -> str:
         """Say how a database differs from what was recorded; empty when it does not.
 
@@ -95,6 +100,8 @@ class PostgresTarget:
         name = name or self.database
         if self.identity(name) is None:
             return "it is missing"
+        if not self._is_open(name):
+            return "it takes no connections"
         with self.admin.session(name) as connection:
             # Another version of server or client words the definitions in its own way.
             same = major_of(connection.server_version) == major_of(facts["server_version"])
@@ -216,17 +223,21 @@ class PostgresTarget:
 
     # credentials ------------------------------------------------------------------------------------
 
-    def refusal(self, settings: bytes, whose: str) -> str:
+    def refusal(self, settings: bytes, whose: str, made: Sequence[str]) -> str:
         """Say why the application can't log in with an environment file's URL; empty when it can.
 
-        Where there is no live database to log in to, another one of the server has to do, or the server's word that nothing
-        but the database is missing: it says so only after it has accepted role and password.
+        Where there is no live database to log in to, or a run that was cut off has closed it, another one of the server has to
+        do, or the server's word that it is only that: it says so only after it has accepted role and password.
+
+        :param made: roles that will be made; nothing is asked for one of them
         """
         url = read_url(settings, self.url_variable, whose)
+        if url.login.user in made:
+            return ""
         refused = _try(url, url.database)
-        if refused and self.identity(url.database) is None:
-            only_missing = f'database "{url.database}" does not exist' in refused
-            return "" if only_missing or not _try(url, MAINTENANCE) else refused
+        if refused and not self._is_open(url.database):
+            closed = (f'database "{url.database}" does not exist', f'database "{url.database}" is not currently accepting connections')
+            return "" if any(words in refused for words in closed) or not _try(url, MAINTENANCE) else refused
         return refused
 
     def with_live_url(self, settings: bytes, live: bytes) -> bytes:
@@ -242,7 +253,7 @@ class PostgresTarget:
         url = read_url(settings, self.url_variable, whose)
         with self.admin.session(MAINTENANCE) as connection:
             verifier = encrypted(connection, url.login.user, url.password)
-            ask(connection, f"ALTER ROLE {quote(url.login.user)} PASSWORD %s", [verifier])
+            ask(connection, f"ALTER ROLE {beside_values(quote(url.login.user))} PASSWORD %s", [verifier])
 
     def check_set_password(self, settings: bytes, whose: str) -> str:
         """Return the role that :meth:`set_password` would change. Raises :class:`PostgresError` for what keeps it from doing so."""
@@ -455,8 +466,10 @@ def _create(name: str, properties: Dict[str, Any], version: int) -> str:
         f"CREATE DATABASE {quote(name)} TEMPLATE template0 OWNER {quote(properties['owner'])}",
         f"ENCODING {literal(properties['encoding'])}",
         f"LC_COLLATE {literal(properties['collate'])} LC_CTYPE {literal(properties['ctype'])}",
-        f"TABLESPACE {quote(properties['tablespace'])}",
     ]
+    if properties["tablespace"] != "pg_default":
+        # Named, the usual one asks for a right that only superusers have.
+        words.append(f"TABLESPACE {quote(properties['tablespace'])}")
     if version >= 150000:
         words.append(f"LOCALE_PROVIDER {properties['provider']}")
         if properties["provider"] == "icu":
