@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 seen: set[str] = set()
-while not select.select([sys.stdin], [], [], 0.02)[0]:
+while not select.select([sys.stdin], [], [], 0.03)[0]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:

@@ -89,7 +89,7 @@ def environment(bin_folder: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(bin_folder), *SEARCH]),
         "HOME": str(HOME),
         "NO_COLOR": "1",
-        "MYPYPATH": f"{BUILD}:{COPY}/examples/gateway:{COPY}/tests/tools",
+        "MYPYPATH": f"{BUILD}:{COPY}/examples/gateway:{COPY}/tests/tools:{COPY}/tests/shared",
         "ANSIBLE_COLLECTIONS_PATH": str(BUILD),
         # Facts as top-level variables go away in ansible-core 2.24. Embedded templates stay allowed, because only then are they warned
         # of, which fails the part; switched off, one inside a string is compared as it stands and nothing is said.

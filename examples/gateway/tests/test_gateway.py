@@ -27,19 +27,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import postgres
 import pytest
 import sqlalchemy as sa
 import websockets
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from gateway.cli import main
+from gateway.database import connect, metadata
+from gateway.settings import load
 from sqlalchemy.engine import make_url
 
 SOURCE = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(SOURCE), str(SOURCE.parents[1] / "tests/tools")]
-import postgres  # noqa: E402
-from gateway.cli import main  # noqa: E402
-from gateway.database import connect, metadata  # noqa: E402
-from gateway.settings import load  # noqa: E402
 
 BOTH = pytest.mark.parametrize("engine", ["sqlite", "postgresql"], indirect=True, scope="module")
 POSTGRESQL = pytest.mark.parametrize("engine", ["postgresql"], indirect=True, scope="module")

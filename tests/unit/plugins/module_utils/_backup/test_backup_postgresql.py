@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._postgresql import contents, database, restore
-from ansible_collections.opskit.runbooks.tests.tools import postgres
+from ansible_collections.opskit.runbooks.tests.shared import postgres
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import SOAK, App, flip_bit, plan_of
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils.children import in_child
 

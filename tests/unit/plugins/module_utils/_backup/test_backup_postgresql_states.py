@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._postgresql import contents, database, restore
-from ansible_collections.opskit.runbooks.tests.tools import postgres
+from ansible_collections.opskit.runbooks.tests.shared import postgres
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.test_backup_postgresql import (
     DATABASE,
     PASSWORD,
@@ -191,3 +192,32 @@ def test_two_databases_in_servers_and_one_file_are_exchanged_together(app: Postg
     assert seen() == later
     app.restore(state="purged")
     assert app.databases() == [DATABASE, "app two"]
+
+
+@pytest.mark.parametrize("state", ["restored", "rolled_back"])
+def test_the_server_goes_away_in_the_middle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str) -> None:
+    """The record tells by itself that something was begun, and once the server is back one more run finishes."""
+    with postgres.server() as server:
+        app = PostgresApp(str(tmp_path), server).build()
+        app.backup()
+        old = app.sql("SELECT count(*) FROM tag")
+        app.sql("DELETE FROM tag")
+        if state == "rolled_back":
+            app.restore()
+            old = "0"
+        real = restore.ask
+
+        def going(connection: Any, text: str, *args: Any) -> Any:
+            if " RENAME TO " in text:
+                server.stop(signal.SIGQUIT)
+            return real(connection, text, *args)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(restore, "ask", going)
+            with pytest.raises(OpskitError):
+                app.restore(state=state)
+        with open(os.path.join(app.state_dir, "restore.json"), encoding="utf-8") as stream:
+            assert json.load(stream)["phase"] in ("exchanging", "rolling back")
+        server.start()
+        assert app.restore(state=state)["recovered"] != ""
+        assert app.sql("SELECT count(*) FROM tag") == old

@@ -12,7 +12,7 @@ from typing import Any, Dict, List, Tuple
 from ansible_collections.opskit.runbooks.plugins.module_utils._postgresql.database import PostgresDatabase
 from ansible_collections.opskit.runbooks.plugins.module_utils._postgresql.login import Login
 from ansible_collections.opskit.runbooks.plugins.module_utils._postgresql.restore import PostgresTarget
-from ansible_collections.opskit.runbooks.tests.tools import postgres
+from ansible_collections.opskit.runbooks.tests.shared import postgres
 
 PASSWORD = "canary-7Qx"
 

@@ -10,7 +10,7 @@ from typing import Iterator
 
 import pytest
 
-from ansible_collections.opskit.runbooks.tests.tools import postgres
+from ansible_collections.opskit.runbooks.tests.shared import postgres
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._postgresql.cluster import Cluster
 
 

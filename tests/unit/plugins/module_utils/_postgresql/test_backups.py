@@ -23,7 +23,7 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.lock import 
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
 from ansible_collections.opskit.runbooks.plugins.module_utils._postgresql import backups, clients, contents, database, restore
 from ansible_collections.opskit.runbooks.plugins.modules import pg_backup
-from ansible_collections.opskit.runbooks.tests.tools import postgres
+from ansible_collections.opskit.runbooks.tests.shared import postgres
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._postgresql.cluster import Cluster
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils.children import in_child
 
