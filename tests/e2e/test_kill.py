@@ -277,3 +277,28 @@ def test_restore_that_cannot_be_undone_stays_closed(rounds: Rounds) -> None:
     rounds.world.play("restore", *words)
     assert application.ready()
     assert application.now() == rounds.states[wanted]
+
+
+def test_restore_that_can_not_be_looked_at_stays_closed(rounds: Rounds) -> None:
+    """What made the module end keeps it from looking, too; the record tells that something was begun."""
+    application = rounds.application
+    wanted = application.sets()[-1]
+    words = ("-e", "opskit_confirm=one", "-e", f"restore_set={wanted}")
+    away = application.store.with_name("away")
+
+    for _round in range(TRIES):
+        rounds.write()
+        point = Point("module", "exchanging", is_half_exchanged)
+        if rounds.interrupt(point, "backup_restore", "restore", *words, meanwhile=lambda: application.store.rename(away)):
+            break
+        if away.exists():
+            away.rename(application.store)
+    else:
+        pytest.fail(f"the point was not met in {TRIES} runs")
+    assert not application.running
+    entry = application.journal()[-1]
+    assert (entry["outcome"], entry["details"]["state"]) == ("failed", "mixed")
+    away.rename(application.store)
+    rounds.world.play("restore", *words)
+    assert application.ready()
+    assert application.now() == rounds.states[wanted]

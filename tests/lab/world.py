@@ -29,6 +29,7 @@ PLAYBOOK_SECONDS = 400
 PORTS = {"shelf": 8181, "ledger": 8182}
 PASSFILE = "/etc/opskit-lab.pgpass"
 SCRATCH = "/var/tmp/opskit-lab"
+SMALL = "/mnt/small"  # a file system of 64 MiB; the lab's hosts have it, others may mount it
 FORKS = 8
 
 # The one warning that has its reason here: the stores lie beside the data.
@@ -44,25 +45,26 @@ for app in {" ".join(PORTS)}; do
     ! id -u $app >/dev/null 2>&1 || userdel $app
 done
 systemctl daemon-reload
-mountpoint -q {SCRATCH}/small && umount {SCRATCH}/small
-rm -rf /var/lib/opskit/*-$(hostname) {PASSFILE} {SCRATCH}
+[ ! -d /etc/postgresql/*/small ] || pg_dropcluster --stop $(cd /etc/postgresql && ls) small
+rm -rf /var/lib/opskit/*-$(hostname) {PASSFILE} {SCRATCH} {SMALL}/*
 cd /
 psql() {{ runuser --user postgres -- psql -XAtq -v ON_ERROR_STOP=1 "$@"; }}
 for one in $(psql -c "SELECT gid FROM pg_prepared_xacts WHERE database ~ '^ledger'"); do
     psql -d $(psql -c "SELECT database FROM pg_prepared_xacts WHERE gid = '$one'") -c "ROLLBACK PREPARED '$one'"
 done
 for one in $(psql -c "SELECT datname FROM pg_database WHERE datname ~ '^ledger'"); do psql -c "DROP DATABASE \\"$one\\" WITH (FORCE)"; done
-psql -c 'DROP ROLE IF EXISTS ledger, ledger_admin, ledger_plain'
+for one in $(psql -c "SELECT rolname FROM pg_roles WHERE rolname ~ '^ledger'"); do psql -c "DROP ROLE $one"; done
 """
 
-PREPARE = """
+PREPARE = f"""
 set -e
 apt-get -q purge -y python3-apt zstd >/dev/null
 settings=$(echo /etc/postgresql/*/main)
 printf "listen_addresses = '*'\\nmax_prepared_transactions = 4\\n" >$settings/conf.d/opskit-lab.conf
 grep -q samenet $settings/pg_hba.conf || echo 'host all all samenet scram-sha-256' >>$settings/pg_hba.conf
 systemctl restart postgresql.service
-mkdir -p -m 1777 """ + SCRATCH
+mkdir -p -m 1777 {SCRATCH}
+"""
 
 # A server tells some conditions of a table with other casts once the table was loaded from a dump; then they stay as they are.
 # The texts of pg_dump can be compared when that lies behind the database.
@@ -262,7 +264,8 @@ class World:
         for host in self.hosts.values():
             host.sh(BLANK)
             host.sh(PREPARE)
-        self.finish(["ansible-playbook", "-i", str(self.lab_inventory), str(HERE / "install.yml")])
+        install = ["ansible-playbook", "-i", str(self.lab_inventory), str(HERE / "install.yml")]
+        self.finish(install, ANSIBLE_ROLES_PATH=str(COLLECTION / "examples/roles"))
         first, *_others = self.ledgers()
         first.passfile_password = f"canary-{secrets.token_hex(12)}"
         for one in self.applications.values():
@@ -294,7 +297,8 @@ class World:
             inventory = self.folder / f"inventory-{self._plays}.json"
         inventory.write_text(json.dumps({"all": {"hosts": {**described, **(more or {})}}}))
         confirmed = ["-e", f"opskit_confirm={','.join(hosts)}"] if runbook.startswith("restore") else []
-        return ["ansible-playbook", f"opskit.runbooks.{runbook}", "-i", str(inventory), "--limit", ",".join(hosts), "-v", *confirmed, *words]
+        options = ["-i", str(inventory), "--limit", ",".join(hosts), "-v"]
+        return ["ansible-playbook", f"opskit.runbooks.{runbook}", *options, *confirmed, *words]
 
     def play(
         self, runbook: str, hosts: list[str], *words: str, fails: bool = False, more: dict[str, Variables] | None = None, **env: str

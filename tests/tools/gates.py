@@ -178,11 +178,11 @@ def tests(title: str, junit: Iterable[Path], success: bool, output: str, seconds
     report(f"{title}: {passed} of {len(cases)} tests", problem, passed, failed, seconds)
 
 
-def pytest(title: str, folder: str, bin_folder: Path) -> None:
+def pytest(title: str, folder: str, bin_folder: Path, *options: str) -> None:
     junit, ansible_log = LOG / f"{current.name}.xml", LOG / f"{current.name}-ansible.log"
     junit.unlink(missing_ok=True)
     ansible_log.unlink(missing_ok=True)
-    argv = [bin_folder / "python", "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={junit}", folder]
+    argv = [bin_folder / "python", "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={junit}", *options, folder]
     success, output, seconds = command(title, *argv, bin_folder=bin_folder, ANSIBLE_LOG_PATH=str(ansible_log))
     tests(title, [junit] if junit.exists() else [], success, output, seconds)
     if ansible_log.exists():  # every ansible-playbook that the tests started has written to it
@@ -303,7 +303,8 @@ def gateway() -> None:
 
 @part("tests/e2e")
 def e2e() -> None:
-    pytest("pytest", "tests/e2e", E2E)
+    # A playbook waits for one process after the other; two files of tests at a time use what is left.
+    pytest("pytest", "tests/e2e", E2E, "--numprocesses=2", "--dist=loadfile")
 
 
 @part("molecule")

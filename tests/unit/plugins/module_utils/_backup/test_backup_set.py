@@ -20,10 +20,11 @@ from typing import Any, Dict, Iterator, List
 
 import pytest
 
-from ansible_collections.opskit.runbooks.plugins.module_utils._backup import create
+from ansible_collections.opskit.runbooks.plugins.module_utils._backup import create, records
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.source import Source
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.lock import flock
+from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite import database as sqlite_database
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import (
     NOBODY,
     App,
@@ -100,7 +101,8 @@ def test_a_quiet_application_is_not_read_again(app: App, monkeypatch: pytest.Mon
     def read(path: str) -> str:
         raise AssertionError(f"{path} was read")
 
-    monkeypatch.setattr(create, "hash_file", read)
+    for module in (records, sqlite_database):
+        monkeypatch.setattr(module, "hash_file", read)
     assert app.backup()["changed"] is False
     shutil.rmtree(os.path.join(app.store, "cache"))
     with pytest.raises(AssertionError, match="was read"):

@@ -362,7 +362,7 @@ def test_damaged_database_is_replaced(place: Place) -> None:
     """What can't even be read is what a restore is for."""
     place.run()
     place.server.run(f"ALTER DATABASE {place.quoted} ALLOW_CONNECTIONS false")
-    assert "can't be read" in place.restored()["reason"]
+    assert "it takes no connections" in place.restored()["reason"]
     assert place.sql("SELECT count(*) FROM public.ledger") == "200"
 
 
