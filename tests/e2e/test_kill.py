@@ -286,10 +286,13 @@ def test_restore_that_can_not_be_looked_at_stays_closed(rounds: Rounds) -> None:
     words = ("-e", "opskit_confirm=one", "-e", f"restore_set={wanted}")
     away = application.store.with_name("away")
 
+    def hide() -> None:
+        application.store.rename(away)
+
     for _round in range(TRIES):
         rounds.write()
         point = Point("module", "exchanging", is_half_exchanged)
-        if rounds.interrupt(point, "backup_restore", "restore", *words, meanwhile=lambda: application.store.rename(away)):
+        if rounds.interrupt(point, "backup_restore", "restore", *words, meanwhile=hide):
             break
         if away.exists():
             away.rename(application.store)
