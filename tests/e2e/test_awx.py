@@ -74,11 +74,9 @@ class Job:
     def arguments(self, module: str) -> dict[str, Any]:
         """Return what the module was given the last time."""
         action = f"opskit.runbooks.{module}"
-        done = [
-            event["event_data"]["res"]
-            for event in self.events
-            if event["event_data"].get("task_action") == action and "res" in event["event_data"]
-        ]
+        # Lines that Ansible prints between tasks are events without data.
+        told = [event["event_data"] for event in self.events if "event_data" in event]
+        done = [data["res"] for data in told if data.get("task_action") == action and "res" in data]
         return dict(done[-1]["invocation"]["module_args"])
 
     def messages(self, task: str) -> dict[str, Any]:
