@@ -61,7 +61,7 @@ set -e
 apt-get -q purge -y python3-apt zstd >/dev/null
 settings=$(echo /etc/postgresql/*/main)
 printf "listen_addresses = '*'\\nmax_prepared_transactions = 4\\n" >$settings/conf.d/opskit-lab.conf
-grep -q samenet $settings/pg_hba.conf || echo 'host all all samenet scram-sha-256' >>$settings/pg_hba.conf
+grep -q '^host all all samenet' $settings/pg_hba.conf || echo 'host all all samenet scram-sha-256' >>$settings/pg_hba.conf
 systemctl restart postgresql.service
 mkdir -p -m 1777 {SCRATCH}
 """
@@ -95,7 +95,9 @@ class Host:
 
     def run(self, *words: str, text: str = "", check: bool = True) -> str:
         """Run a command with this input and return its output."""
-        done = subprocess.run(self.argv(*words), input=text, capture_output=True, text=True, timeout=180, check=False)
+        argv = self.argv(*words)
+        # A journal may hold bytes that are no text.
+        done = subprocess.run(argv, input=text, capture_output=True, text=True, errors="replace", timeout=180, check=False)
         assert not check or done.returncode == 0, f"{self.name}: {shlex.join(words)}\n{text}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -285,7 +287,7 @@ class World:
     def close(self) -> None:
         for host in self.hosts.values():
             host.sh(BLANK)
-            host.sh("rm -f /etc/postgresql/*/main/conf.d/opskit-lab.conf; sed -i /samenet/d /etc/postgresql/*/main/pg_hba.conf")
+            host.sh("rm -f /etc/postgresql/*/main/conf.d/opskit-lab.conf; sed -i '/^host all all samenet/d' /etc/postgresql/*/main/pg_hba.conf")
             host.run("systemctl", "restart", "postgresql.service")
             host.close()
 
