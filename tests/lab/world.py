@@ -287,7 +287,9 @@ class World:
     def close(self) -> None:
         for host in self.hosts.values():
             host.sh(BLANK)
-            host.sh("rm -f /etc/postgresql/*/main/conf.d/opskit-lab.conf; sed -i '/^host all all samenet/d' /etc/postgresql/*/main/pg_hba.conf")
+            host.sh(
+                "rm -f /etc/postgresql/*/main/conf.d/opskit-lab.conf; sed -i '/^host all all samenet/d' /etc/postgresql/*/main/pg_hba.conf"
+            )
             host.run("systemctl", "restart", "postgresql.service")
             host.close()
 
