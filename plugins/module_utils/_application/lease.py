@@ -282,7 +282,8 @@ def _lease(value: Any) -> Lease:
     for name in ("runbook", "operator", "run", "since", "expires", "controller"):
         if not isinstance(value.get(name), str):
             raise ValueError(f"its {name} is missing or no text")
-    if type(value.get("seconds")) is not int or not 0 < value["seconds"] < SECONDS_END:
+    seconds = value.get("seconds")
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or not 0 < seconds < SECONDS_END:
         raise ValueError("its seconds are missing or no number")
     for name in ("since", "expires"):
         parse_rfc3339(value[name])

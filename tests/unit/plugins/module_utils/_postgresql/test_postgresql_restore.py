@@ -193,7 +193,7 @@ def test_sessions_that_come_back_are_kept_out(cluster: Cluster) -> None:
             except psycopg2.Error:
                 time.sleep(0.005)
 
-    workers = [threading.Thread(target=insist) for _ in range(3)]
+    workers = [threading.Thread(target=insist) for _number in range(3)]
     for worker in workers:
         worker.start()
     try:
