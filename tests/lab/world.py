@@ -46,7 +46,7 @@ for app in {" ".join(PORTS)}; do
 done
 systemctl daemon-reload
 [ ! -d /etc/postgresql/*/small ] || pg_dropcluster --stop $(cd /etc/postgresql && ls) small
-rm -rf /var/lib/opskit/*-$(hostname) {PASSFILE} {SCRATCH} {SMALL}/*
+rm -rf /var/lib/opskit/*-$(hostname) /var/lib/opskit/long {PASSFILE} {SCRATCH} {SMALL}/*
 cd /
 psql() {{ runuser --user postgres -- psql -XAtq -v ON_ERROR_STOP=1 "$@"; }}
 for one in $(psql -c "SELECT gid FROM pg_prepared_xacts WHERE database ~ '^ledger'"); do
