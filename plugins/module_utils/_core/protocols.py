@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
+from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
 
 class DatabaseSource(Protocol):
@@ -40,8 +40,11 @@ class DatabaseSource(Protocol):
     def is_as(self, facts: Dict[str, Any]) -> bool:
         """True when the database holds what the image with these facts holds. May read all of it."""
 
-    def copy(self, target: str) -> None:
-        """Write a consistent image to a new file, mode 0600."""
+    def pinned(self, target: str) -> ContextManager[Callable[[], None]]:
+        """Hold the database as it is now; what is given then writes an image of this moment to a new file, mode 0600.
+
+        Entering is quick where an engine can hold a moment while others write. Where it can't, the image is written at once.
+        """
 
     def copy_beside(self, target: str) -> bool:
         """Write what is needed with an image and belongs to the whole server to a new file, mode 0600.
@@ -111,3 +114,22 @@ class ServerTarget(Protocol):
 
     def with_live_url(self, settings: bytes, live: bytes) -> bytes:
         """Return an environment file's content with the URL of the live one."""
+
+
+class Pause(Protocol):
+    """A moment in which the application writes nothing. The process that begins it ends it; it never outlives its limit."""
+
+    guarantee: str
+    """What a set that was made in it can promise: ``paused`` (the application holds its writes) or ``stopped``."""
+
+    def recover(self) -> str:
+        """End what a run that died has left behind, and say what that was; empty when there was nothing."""
+
+    def begin(self) -> None:
+        """Have the application write nothing any more. Raises :class:`OpskitError`; then it goes on writing."""
+
+    def lost(self) -> str:
+        """Say why the pause has not held from its beginning to this moment; empty when it has."""
+
+    def end(self) -> None:
+        """Let the application write again. Raises :class:`OpskitError` when it does not."""
