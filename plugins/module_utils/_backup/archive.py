@@ -99,10 +99,13 @@ class Changed(Exception):
     """The files changed while they were read; reading them again may help."""
 
 
-def pack(base: str, paths: Sequence[str], target: str, codec: Codec, level: int, size: int, growing: bool = False) -> List[Member]:
+def pack(
+    base: str, paths: Sequence[str], target: str, codec: Optional[Codec], level: int, size: int, growing: bool = False
+) -> List[Member]:
     """Write an archive of some paths, compressed, to a new file, fsynced, and return the members as they were stored.
 
     :param paths: relative to the base, in the order of the archive
+    :param codec: none leaves it plain, and unflushed: it is compressed later
     :param size: about how many bytes they have
     :param growing: the files may grow meanwhile (logs): what is stored is their beginning
     Raises :class:`Changed` when a file changed or went, :class:`BackupError` when one can't be read or the disk is full.
@@ -118,7 +121,7 @@ def pack(base: str, paths: Sequence[str], target: str, codec: Codec, level: int,
         stream = present(tar.stdout)
         _widen(stream)
         with tar, stream:
-            with _compressor(codec.compress(level, size), target) as sink:
+            with _compressor(codec.compress(level, size), target) if codec else open(target, "xb", opener=_private) as sink:
                 members = list(read_members(_tee(stream, present(sink))))
         if tar.returncode != 0 and not (growing and tar.returncode == 1):
             said.seek(0)
@@ -141,6 +144,10 @@ def _tee(source: IO[bytes], sink: IO[bytes]) -> Callable[[memoryview], int]:
     return readinto
 
 
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+
+
 def _widen(pipe: IO[bytes]) -> None:
     """Let a pipe hold as much as one read takes, so that the two ends wait for each other less often."""
     try:
@@ -158,6 +165,14 @@ def compress(source: str, target: str, codec: Codec, level: int) -> None:
             pass
 
 
+def patch_from(base: str, source: str, target: str, level: int) -> None:
+    """Compress one file to a new file, fsynced, as what differs from another one (zstd(1), --patch-from)."""
+    argv = [*ZSTD.compress(level, os.path.getsize(source)), f"--patch-from={base}", f"--stream-size={os.path.getsize(source)}"]
+    with open(source, "rb") as plain:
+        with _compressor(argv, target, plain.fileno()):
+            pass
+
+
 class _compressor:
     """A compressor whose output becomes a new file; leaving the block waits for it and flushes the disk.
 
@@ -170,7 +185,7 @@ class _compressor:
         self.stdin = stdin
 
     def __enter__(self) -> Optional[IO[bytes]]:
-        self.output = os.fdopen(os.open(self.target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+        self.output = open(self.target, "xb", opener=_private)
         self.said = tempfile.TemporaryFile()
         self.process = command.start(self.argv, stdin=self.stdin, stdout=self.output.fileno(), stderr=self.said.fileno())
         if self.process.stdin is not None:
@@ -196,11 +211,14 @@ class _compressor:
 
 
 class open_object:
-    """An object's plain bytes as a readable stream; leaving the block raises :class:`BackupError` if it was damaged."""
+    """An object's plain bytes as a readable stream; leaving the block raises :class:`BackupError` if it was damaged.
 
-    def __init__(self, path: str) -> None:
+    :param base: a plain file, where the object is what differs from it
+    """
+
+    def __init__(self, path: str, base: str = "") -> None:
         self.path = path
-        self.argv = codec_of(path).decompress()
+        self.argv = [*codec_of(path).decompress(), *(patched(base) if base else ())]
 
     def __enter__(self) -> IO[bytes]:
         self.said = tempfile.TemporaryFile()
@@ -241,19 +259,32 @@ def member(path: str, name: str, deadline_s: float) -> bytes:
             raise BackupError(f"{name!r} can't be read from its archive: {error.what}", path) from None
 
 
-def decompress(path: str, target: str) -> None:
-    """Write an object's plain bytes to a new file, mode 0600. Raises :class:`BackupError` when it is damaged."""
-    handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as plain, open_object(path) as stream:
+def decompress(path: str, target: str, base: str = "") -> None:
+    """Write an object's plain bytes to a new file, mode 0600. Raises :class:`BackupError` when it is damaged.
+
+    :param base: a plain file, where the object is what differs from it
+    """
+    with open(target, "xb", opener=_private) as plain, open_object(path, base) as stream:
         shutil.copyfileobj(stream, plain, CHUNK)
 
 
-def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float) -> None:
+def patched(base: str) -> List[str]:
+    """Return what the decompressor is told beside: the file that the object differs from, and a window of up to 2 GiB."""
+    return ["--long=31", f"--patch-from={base}"]
+
+
+def without(paths: Sequence[str]) -> List[str]:
+    """Return what tar is told to leave out of an archive: these members, whatever characters their names are made of."""
+    return ["--anchored", "--no-wildcards", *(f"--exclude={path}" for path in paths)] if paths else []
+
+
+def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float, stale: Sequence[str] = ()) -> None:
     """Extract an archive object into a folder, with everything that it holds. Raises :class:`BackupError`.
 
     :param numeric_owner: give files the stored ids instead of the stored names
+    :param stale: members that are left out
     """
-    argv = [*_EXTRACT, "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
+    argv = [*_EXTRACT, *without(stale), "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
     if numeric_owner:
         argv.append("--numeric-owner")
     with tempfile.TemporaryFile() as said, open_object(path) as stream:

@@ -21,6 +21,9 @@ VERSION = 1
 Record = Dict[str, Any]
 """One line of the file list, see :func:`record`."""
 
+STALE = "stale"
+"""True in the line of a member whose valid copy is in another shard, or that was gone when the set was made. It serves verification alone."""
+
 
 class Shard(NamedTuple):
     """One archive of files."""
@@ -30,8 +33,9 @@ class Shard(NamedTuple):
     object: str
     """``<sha256>.tar.zst``: the name of the object that holds it."""
     tree: str
-    """SHA-256 over paths, metadata and content: equal trees are the same shard."""
+    """SHA-256 over paths, metadata and content of all members: equal trees are the same object."""
     files: int
+    """Members whose copy in it is the valid one, and their bytes."""
     bytes: int
     stored_bytes: int
     logs: bool
@@ -55,6 +59,16 @@ class Image(NamedTuple):
     """The object with what belongs to the whole server (the SQL of its roles); empty where there is none."""
     beside_bytes: int = 0
     """As stored."""
+    full_at: str = ""
+    """When the object, or the one it is a delta against, was made of a whole image (RFC 3339, UTC)."""
+    base: str = ""
+    """The object with the whole image that this one is a delta against; empty for a whole one."""
+    base_bytes: int = 0
+    """As stored."""
+    base_image_bytes: int = 0
+    """Bytes of the base's plain image."""
+    restore_memory: int = 0
+    """Bytes of memory that decompressing it takes, where that is worth a thought: zstd holds both images."""
 
 
 class Manifest(NamedTuple):
@@ -77,7 +91,10 @@ class Manifest(NamedTuple):
     new_bytes: int
     """Bytes of the objects that this set was the first to need."""
     guarantee: str
-    """``none``: databases and files are each consistent, but of different moments (no pause of writes)."""
+    """``paused`` or ``stopped``: everything is of one moment, in which the application held its writes or did not run.
+    ``none``: databases and files are each consistent, but of different moments."""
+    pause_s: float = 0.0
+    """Seconds from the beginning of the pause to its end; 0 where none was asked for."""
 
     @property
     def objects(self) -> Dict[str, int]:
@@ -85,6 +102,7 @@ class Manifest(NamedTuple):
         sizes = {shard.object: shard.stored_bytes for shard in self.shards}
         sizes.update({image.object: image.stored_bytes for image in self.databases})
         sizes.update({image.beside: image.beside_bytes for image in self.databases if image.beside})
+        sizes.update({image.base: image.base_bytes for image in self.databases if image.base})
         return sizes
 
     def as_json(self) -> Dict[str, Any]:
@@ -200,11 +218,20 @@ def get_text(value: Record, field: str) -> str:
 
 
 def tree_hash(records: Iterable[Record]) -> str:
-    """Return the hash of what some records say, but for the shard they lie in."""
+    """Return the hash of what some records say, but for the shard they lie in and whether that is their valid copy."""
     digest = hashlib.sha256()
     for value in records:
-        digest.update(_dump({key: value[key] for key in value if key != "shard"}))
+        digest.update(_dump({key: value[key] for key in value if key not in ("shard", STALE)}))
     return digest.hexdigest()
+
+
+def stale_members(records: Iterable[Record]) -> Dict[str, List[str]]:
+    """Return by shard the members that are left out when it is extracted."""
+    found: Dict[str, List[str]] = {}
+    for value in records:
+        if STALE in value:
+            found.setdefault(value["shard"], []).append(get_text(value, "path"))
+    return found
 
 
 def dump_records(records: Iterable[Record]) -> bytes:

@@ -17,7 +17,7 @@ from .._core.files import hash_file
 from .._core.protocols import DatabaseSource, Names, ServerTarget
 from .errors import BackupError
 from .exchange import Servers, inode
-from .manifest import Image, Manifest, Record, get_text
+from .manifest import STALE, Image, Manifest, Record, get_text, stale_members
 from .records import read_xattrs
 from .source import STAGE_FOLDER, Entry, Root, Source, is_below, look
 from .store import Store
@@ -77,7 +77,7 @@ class Environment(NamedTuple):
 class Placement:
     """One set on one host.
 
-    :param records: the set's list of files
+    :param members: the set's list of files, the stale members among them
     :param label: what the names of what is staged begin with
     :param owner: give files the owner with the stored ``name`` (the stored id where there is no such name), or ``id``
     :param servers: where databases in servers are brought back to
@@ -90,7 +90,7 @@ class Placement:
         store: Store,
         source: Source,
         manifest: Manifest,
-        records: List[Record],
+        members: List[Record],
         label: str,
         owner: str,
         servers: Servers,
@@ -99,7 +99,8 @@ class Placement:
         self.store = store
         self.source = source
         self.manifest = manifest
-        self.records = records
+        self.records = [value for value in members if STALE not in value]
+        self.stale = stale_members(members)
         self.label = label
         self.owner = owner
         self.adopt = adopt

@@ -102,20 +102,20 @@ def stored_records(group: Group, entries: List[Entry], members: List[archive.Mem
     return records
 
 
-def read_records(group: Group) -> List[Record]:
-    """Return the lines that the members would have now, reading their content."""
+def read_records(root: Root, entries: List[Entry]) -> List[Record]:
+    """Return the lines that members of one shard would have now, reading their content."""
     firsts: Dict[Tuple[int, int], str] = {}
     contents: Dict[str, Tuple[int, str, str, str]] = {}
     try:
-        for entry in group.entries:
-            path = os.path.join(group.root.base, entry.path)
+        for entry in entries:
+            path = os.path.join(root.base, entry.path)
             if entry.type == "symlink":
                 contents[entry.path] = (0, "", os.readlink(path), "")
             elif entry.type == "file":
                 # As tar does, which names the first member that is the same inode.
                 first = firsts.setdefault((entry.device, entry.inode), entry.path)
                 contents[entry.path] = (entry.size, hash_file(path), "", first if first != entry.path else "")
-        return make_records(group.root, group.entries, contents)
+        return make_records(root, entries, contents)
     except (FileNotFoundError, archive.Changed):
         # Gone since the scan: certainly not what the last set holds.
         return []

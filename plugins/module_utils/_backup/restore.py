@@ -19,6 +19,7 @@ from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.processes import holders
 from .._core.protocols import DatabaseSource
+from . import images
 from .create import summary
 from .errors import BackupError
 from .exchange import (
@@ -198,8 +199,8 @@ class Restore(Operation):
         journal = self.journal
         reuse = journal is not None and journal.phase == STAGED and journal.set_id == manifest.id
         label = journal.label if journal is not None and reuse else f"{manifest.id}.{self.clock.token()}"
-        records = self.store.file_list(manifest)
-        placement = Placement(self.store, self.source, manifest, records, label, self.options.owner, self.servers, self.adopt)
+        members = self.store.members(manifest)
+        placement = Placement(self.store, self.source, manifest, members, label, self.options.owner, self.servers, self.adopt)
         self.placement = placement
         self.warnings += placement.check()
         passwords = Plan(self.state)
@@ -233,6 +234,8 @@ class Restore(Operation):
 
     def _plan_staging(self, plan: Plan, placement: Placement) -> None:
         reason = f"set {placement.manifest.id}"
+        for image in placement.manifest.databases:
+            images.require_memory(image)
         for served in placement.served:
             facts = served.image.facts
             if not served.target.missing():
@@ -242,15 +245,15 @@ class Restore(Operation):
         need: Dict[str, int] = {}
         if placement.served:
             # One after the other lies plain in the store while it is loaded.
-            need[self.store.path] = max(served.image.facts["bytes"] for served in placement.served)
+            need[self.store.path] = max(images.disk_to_unpack(served.image) for served in placement.served)
         for target in placement.targets:
             size = sum(x.get("size", 0) for x in placement.records if x["root"] == target.name)
-            size += sum(x.image.facts["bytes"] for x in placement.placed if not x.stage and is_below(x.staged, target.staged))
+            size += sum(images.disk_to_unpack(x.image) for x in placement.placed if not x.stage and is_below(x.staged, target.staged))
             plan.add("stage", target.live, reason, size)
             need[os.path.dirname(target.live)] = need.get(os.path.dirname(target.live), 0) + size
         for placed in placement.placed:
             if placed.stage:
-                parent, size = os.path.dirname(placed.live), placed.image.facts["bytes"]
+                parent, size = os.path.dirname(placed.live), images.disk_to_unpack(placed.image)
                 plan.add("stage", placed.live, reason, size)
                 need[parent] = need.get(parent, 0) + size
         devices: Dict[int, Tuple[str, int]] = {}

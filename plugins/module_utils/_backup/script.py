@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import Callable, List, Sequence
+from typing import List, Mapping, Sequence
 
 from . import archive
 from .manifest import Image, Manifest, Shard, get_text
 
 
-def restore_script(manifest: Manifest) -> str:
-    """Return a shell script that restores the set with tar, zstd or gzip, and sha256sum alone."""
+def restore_script(manifest: Manifest, stale: Mapping[str, Sequence[str]]) -> str:
+    """Return a shell script that restores the set with tar, zstd or gzip, and sha256sum alone.
 
-    def decompress(name: str) -> str:
-        return " ".join(shlex.quote(word) for word in archive.known_codec(name).decompress())
+    :param stale: by shard the members that are left out
+    """
 
     lines = [
         "#!/bin/sh",
@@ -33,22 +33,23 @@ def restore_script(manifest: Manifest) -> str:
         'cd "$here"',
         "sha256sum --quiet --check SHA256SUMS",
         "unpack() {",
+        "    root=$1",
+        "    shift",
         '    tar --extract --blocking-factor=512 --preserve-permissions --sparse --acls --xattrs "--xattrs-include=*" \\',
-        '        --delay-directory-restore --warning=no-timestamp --directory="$to/$1" --file=-',
+        '        --delay-directory-restore --warning=no-timestamp --directory="$to/$root" --file=- "$@"',
         "}",
     ]
     for name in sorted(manifest.roots):
         lines.append(f'mkdir -p "$to"/{shlex.quote(name)}')
     for image in manifest.databases:
-        source = f"../../objects/{image.object[:2]}/{image.object}"
         if not image.file:
-            lines += _server_lines(image, source, decompress)
+            lines += _server_lines(image)
             continue
         path, file = get_text(image.file, "path"), image.file
         target = os.path.join(image.root, path) if image.root else os.path.join("databases", image.name, os.path.basename(path))
         quoted, second = f'"$to"/{shlex.quote(target)}', divmod(file["mtime_ns"], 10**9)
         lines.append(f'mkdir -p "$to"/{shlex.quote(os.path.dirname(target))}')
-        lines.append(f"{decompress(image.object)} <{source} >{quoted}")
+        lines += _image_lines(image, quoted)
         owners = [f"{file['user']}:{file['group']}"] * bool(file["user"] and file["group"]) + [f"{file['uid']}:{file['gid']}"]
         chown = " || ".join(f"chown {shlex.quote(owner)} {quoted} 2>/dev/null" for owner in owners)
         lines.append(f'if [ "$(id -u)" = 0 ]; then {chown}; fi')
@@ -56,18 +57,35 @@ def restore_script(manifest: Manifest) -> str:
         lines.append(f"touch --date=@{second[0]}.{second[1]:09d} {quoted}")
     # Last the shards of folders, which set their modes and times.
     for shard in restore_order(manifest.shards):
-        source = f"../../objects/{shard.object[:2]}/{shard.object}"
-        lines.append(f"{decompress(shard.object)} <{source} | unpack {shlex.quote(shard.root)}")
+        words = [shard.root, *archive.without(stale.get(shard.id, ()))]
+        lines.append(f"{_decompress(shard.object)} | unpack {' '.join(shlex.quote(word) for word in words)}")
     lines.append(f'echo "set {manifest.id} is in $to"')
     return "\n".join(lines) + "\n"
 
 
-def _server_lines(image: Image, source: str, decompress: Callable[[str], str]) -> List[str]:
+def _decompress(name: str) -> str:
+    argv = " ".join(shlex.quote(word) for word in archive.known_codec(name).decompress())
+    return f"{argv} <../../objects/{name[:2]}/{name}"
+
+
+def _image_lines(image: Image, target: str) -> List[str]:
+    """Return the lines that write an image to a path, quoted as it stands in the script."""
+    if not image.base:
+        return [f"{_decompress(image.object)} >{target}"]
+    # Both images have to be in memory; the window is larger than what is allowed unasked.
+    return [
+        f"{_decompress(image.base)} >{target}.base",
+        f"{_decompress(image.object)} --long=31 --patch-from={target}.base >{target}",
+        f"rm {target}.base",
+    ]
+
+
+def _server_lines(image: Image) -> List[str]:
     """Return the lines that lay the dump of a database in a server ready, and say how a server takes it."""
     folder = f'"$to"/databases/{shlex.quote(image.name)}'
-    lines = [f"mkdir -p {folder}", f"{decompress(image.object)} <{source} >{folder}/{image.engine}.dump"]
+    lines = [f"mkdir -p {folder}", *_image_lines(image, f"{folder}/{image.engine}.dump")]
     if image.beside:
-        lines.append(f"{decompress(image.beside)} <../../objects/{image.beside[:2]}/{image.beside} >{folder}/globals.sql")
+        lines.append(f"{_decompress(image.beside)} >{folder}/globals.sql")
     owner, database = image.facts["properties"]["owner"], image.facts["database"]
     words = [
         f"Database {database}, as a superuser of a server that is at least as new:",

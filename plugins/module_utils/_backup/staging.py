@@ -13,9 +13,9 @@ from typing import Dict, List, Tuple
 
 from .._core.errors import present
 from .._core.files import hash_file, make_dir, remove_tree, sync_filesystem
-from . import archive
+from . import archive, images
 from .errors import BackupError
-from .manifest import Record, get_text
+from .manifest import Record, Shard, get_text
 from .placement import Placed, Placement, Served, Target, own_xattrs
 from .records import read_xattrs
 from .script import restore_order
@@ -60,17 +60,19 @@ class Staging:
                     # Made here, so that two archives never race for a folder; modes and times come last.
                     os.makedirs(os.path.join(target.base, path), 0o700, exist_ok=True)
 
-        def extract(name: str, root: str) -> None:
+        def extract(shard: Shard) -> None:
+            name = shard.object
             path = self.store.object_path(name)
             if hash_file(path) != name.split(".")[0]:
                 raise BackupError(f"object {name} is damaged (its hash is not its name)", self.store.path, "Name another set")
-            archive.extract(path, targets[root].base, self.placement.owner == "id", EXTRACT_S)
+            stale = self.placement.stale.get(shard.id, [])
+            archive.extract(path, targets[shard.root].base, self.placement.owner == "id", EXTRACT_S, stale)
 
         ordered = restore_order(self.placement.manifest.shards)
         trees = [shard for shard in ordered if shard.id.endswith("-tree")]
         files = sorted((shard for shard in ordered if shard not in trees), key=lambda shard: -shard.stored_bytes)
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            jobs = [pool.submit(extract, shard.object, shard.root) for shard in files]
+            jobs = [pool.submit(extract, shard) for shard in files]
             jobs.extend(pool.submit(self._place_image, placed) for placed in self.placement.placed)
             try:
                 for job in jobs:
@@ -80,7 +82,7 @@ class Staging:
                 for job in jobs:
                     job.cancel()
         for shard in trees:
-            extract(shard.object, shard.root)
+            extract(shard)
         for target in self.placement.targets:
             if self.environment and present(self.placement.environment).record["root"] == target.name:
                 self._rewrite(target, present(self.placement.environment).record)
@@ -102,9 +104,8 @@ class Staging:
         os.utime(path, ns=(value["mtime_ns"], value["mtime_ns"]))
 
     def _place_image(self, placed: Placed) -> None:
-        name = placed.image.object
         os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
-        archive.decompress(self.store.object_path(name), placed.staged)
+        images.unpack(self.store, placed.image, placed.staged)
         wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
         if wrong:
             raise BackupError(f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
@@ -124,7 +125,7 @@ class Staging:
         """Load one database beside the live one, from plain files in the store, which has the room."""
         with tempfile.TemporaryDirectory(dir=self.store.at("tmp")) as folder:
             plain, beside = os.path.join(folder, "image"), ""
-            archive.decompress(self.store.object_path(served.image.object), plain)
+            images.unpack(self.store, served.image, plain)
             if served.image.beside:
                 beside = os.path.join(folder, "globals.sql")
                 archive.decompress(self.store.object_path(served.image.beside), beside)

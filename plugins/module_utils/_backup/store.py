@@ -23,7 +23,7 @@ from .._core.files import fsync_dir, hash_file, make_dir, publish, publish_json,
 from .._core.lock import flock
 from . import archive
 from .errors import BackupError
-from .manifest import VERSION, Manifest, Record, dump_records, load_records
+from .manifest import STALE, VERSION, Manifest, Record, dump_records, load_records
 
 FORMAT = "opskit-backup-store"
 SET_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}\Z")
@@ -192,7 +192,11 @@ class Store:
         )
 
     def file_list(self, manifest: Manifest) -> List[Record]:
-        """Return a set's file list, its hash checked."""
+        """Return the lines of what a set holds, each path once."""
+        return [value for value in self.members(manifest) if STALE not in value]
+
+    def members(self, manifest: Manifest) -> List[Record]:
+        """Return a set's file list, its hash checked: a line for each member of each shard, the stale ones among them."""
         path = self.list_path(manifest.id)
         if hash_file(path) != manifest.files:
             raise BackupError("the file list is damaged (its hash is not the recorded one)", path, "Use another set")

@@ -18,7 +18,7 @@ from .._core.errors import OpskitError
 from .._core.files import free_bytes, hash_file, human_size
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
-from . import archive
+from . import archive, images
 from .errors import BackupError
 from .manifest import Image, Manifest, Record, Shard, get_text
 from .store import LEVELS, Store
@@ -42,7 +42,7 @@ def verify_objects(
     failures: List[Failure] = []
     try:
         by_shard: Dict[str, List[Record]] = {}
-        for value in store.file_list(manifest):
+        for value in store.members(manifest):
             by_shard.setdefault(value["shard"], []).append(value)
     except BackupError as error:
         return [{"object": "", "reason": f"file list: {error}"}], 0
@@ -77,6 +77,8 @@ def verify_objects(
             records = by_shard.get(shard.id, [])
             work.append((shard.object, _shard_check(store, shard, records) if level == "content" else None))
     for image in manifest.databases:
+        if image.base in wanted:
+            work.append((image.base, None))
         if image.object in wanted:
             work.append((image.object, _image_check(store, image, checkers) if level == "content" else None))
         if image.beside in wanted:
@@ -116,7 +118,8 @@ def compare_members(members: List[archive.Member], records: List[Record]) -> Lis
 
 def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callable[[], List[str]]:
     def run() -> List[str]:
-        need, free = image.facts["bytes"], free_bytes(store.at("cache"))
+        images.require_memory(image)
+        need, free = images.disk_to_unpack(image), free_bytes(store.at("cache"))
         if need > free:
             raise OpskitError(
                 f"reading the database {image.name} back needs {human_size(need)} here, {human_size(free)} are free",
@@ -126,7 +129,7 @@ def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callabl
         # In the store, which has the room, but not in its tmp/: another run may sweep that while this one only looks.
         with tempfile.TemporaryDirectory(prefix="verify-", dir=store.at("cache")) as folder:
             plain = os.path.join(folder, "image")
-            archive.decompress(store.object_path(image.object), plain)
+            images.unpack(store, image, plain)
             checks = checkers[image.engine](plain, image.facts)
         return [f"database {image.name}: {check.check}: {check.detail}" for check in checks if not check.ok]
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import subprocess
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List
 
 from .._core.command import CommandError, last_words, run, start
 from .._core.files import hash_file
@@ -110,35 +110,45 @@ class PostgresDatabase:
         the content.
         Raises :class:`PostgresError`, or :class:`OSError` when the disk is full; then there is no target.
         """
+        with self.pinned(target) as write:
+            write()
+
+    @contextmanager
+    def pinned(self, target: str) -> Iterator[Callable[[], None]]:
+        """Hold the database as it is now, by an exported snapshot; what is given then writes the dump that :meth:`copy` would
+        have made at this moment."""
         with self._removed_on_error(target), self.login.session(self.database, lock_s=self._lock_s) as connection:
             connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
             snapshot = ask(connection, "SELECT pg_catalog.pg_export_snapshot()")[0][0]
-            version = connection.server_version
-            program = client("pg_dump", major_of(version))
-            argv = [program, "--format=custom", f"--compress={self.compression}", "--no-password", f"--snapshot={snapshot}"]
-            argv.append(f"--lock-wait-timeout={int(self._lock_s * 1000)}")
-            # Its own encoding, which holds every text in it, and not what the role has set for its sessions.
-            argv.append(f"--encoding={ask(connection, 'SHOW server_encoding')[0][0]}")
-            # Written through a descriptor of ours: the user that the dump runs as has no rights in the store.
-            with open(target, "xb", opener=_private) as stream:
-                process = start(self.login.as_user(argv), stdout=stream.fileno(), env=self.login.environment(self.database), cwd="/")
-            try:
-                # The server has more than one core; what is compared later is read while it is dumped.
-                learned = contents_of(connection, self.login, self.database, snapshot)
-                learned.update(
-                    database=self.database,
-                    owners=owners_of(connection),
-                    tablespaces=tablespaces_of(connection),
-                    database_bytes=ask(connection, "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())")[0][0],
-                    roles=roles_of(connection),
-                    schema_version=self._schema_version(connection),
-                    server_version=version,
-                )
-                _finish(process, argv[0], self.where, target)
-                learned["sequences"] = sequences_in(connection, target)
-            finally:
-                end(process)
-            self._learned[target] = learned
+            yield lambda: self._dump(connection, snapshot, target)
+
+    def _dump(self, connection: Any, snapshot: str, target: str) -> None:
+        version = connection.server_version
+        program = client("pg_dump", major_of(version))
+        argv = [program, "--format=custom", f"--compress={self.compression}", "--no-password", f"--snapshot={snapshot}"]
+        argv.append(f"--lock-wait-timeout={int(self._lock_s * 1000)}")
+        # Its own encoding, which holds every text in it, and not what the role has set for its sessions.
+        argv.append(f"--encoding={ask(connection, 'SHOW server_encoding')[0][0]}")
+        # Written through a descriptor of ours: the user that the dump runs as has no rights in the store.
+        with open(target, "xb", opener=_private) as stream:
+            process = start(self.login.as_user(argv), stdout=stream.fileno(), env=self.login.environment(self.database), cwd="/")
+        try:
+            # The server has more than one core; what is compared later is read while it is dumped.
+            learned = contents_of(connection, self.login, self.database, snapshot)
+            learned.update(
+                database=self.database,
+                owners=owners_of(connection),
+                tablespaces=tablespaces_of(connection),
+                database_bytes=ask(connection, "SELECT pg_catalog.pg_database_size(pg_catalog.current_database())")[0][0],
+                roles=roles_of(connection),
+                schema_version=self._schema_version(connection),
+                server_version=version,
+            )
+            _finish(process, argv[0], self.where, target)
+            learned["sequences"] = sequences_in(connection, target)
+        finally:
+            end(process)
+        self._learned[target] = learned
 
     def copy_beside(self, target: str) -> bool:
         """Write :meth:`globals_sql` to a new file, mode 0600."""

@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import time
 from contextlib import closing, contextmanager
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from urllib.parse import quote
 
 from .._core.files import hash_file
@@ -124,11 +124,30 @@ class SqliteDatabase:
         writing. Copied in one step: a stepped copy starts again with each commit and never ends under writes.
         Raises :class:`SqliteError`; then there is no target.
         """
+        with self.pinned(target) as write:
+            write()
+
+    @contextmanager
+    def pinned(self, target: str) -> Iterator[Callable[[], None]]:
+        """Hold the database as it is now; what is given then writes the image that :meth:`copy` would have made at this moment.
+
+        In WAL mode an open read transaction holds it while others write (https://www.sqlite.org/isolation.html). Else such a
+        transaction would keep others from writing, so the image is written before this is entered.
+        """
         self.require()
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        with self._removed_on_error(target):
+        with self._removed_on_error(target), closing(_open(self.path, "mode=ro", self.deadline_s)) as source:
             os.chmod(target, 0o600)
-            self._copy(target)
+            # Waits for the application's lock within the deadline, and pins the snapshot: backup() itself would try a
+            # locked database again for ever.
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            if _is_wal(self.path):
+                yield lambda: _write_image(source, target)
+            else:
+                _write_image(source, target)
+                source.execute("COMMIT")
+                yield lambda: None
 
     def copy_beside(self, target: str) -> bool:
         """Return False: a file has no server."""
@@ -177,17 +196,6 @@ class SqliteDatabase:
             if isinstance(error, sqlite3.Error):
                 raise self._explain(error) from None
             raise
-
-    def _copy(self, target: str) -> None:
-        with closing(_open(self.path, "mode=ro", self.deadline_s)) as source, closing(_open(target, "mode=rw")) as copy:
-            # The copy is thrown away unless it is whole and on disk, so it needs no journal of its own.
-            copy.execute("PRAGMA journal_mode=OFF")
-            copy.execute("PRAGMA synchronous=OFF")
-            # Waits for the application's lock within the deadline, and pins the snapshot: backup() itself would try a
-            # locked database again for ever.
-            source.execute("BEGIN")
-            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            source.backup(copy, pages=-1)
 
     def _explain(self, error: sqlite3.Error) -> SqliteError:
         text = str(error)
@@ -241,6 +249,20 @@ class SqliteDatabase:
         return checks
 
 
+def _write_image(source: sqlite3.Connection, target: str) -> None:
+    with closing(_open(target, "mode=rw")) as copy:
+        # The copy is thrown away unless it is whole and on disk, so it needs no journal of its own.
+        copy.execute("PRAGMA journal_mode=OFF")
+        copy.execute("PRAGMA synchronous=OFF")
+        source.backup(copy, pages=-1)
+
+
+def _is_wal(path: str) -> bool:
+    # Bytes 18 and 19: file format write and read version (https://www.sqlite.org/fileformat2.html section 1.3.3).
+    with open(path, "rb") as stream:
+        return stream.read(HEADER_BYTES)[18:20] == b"\x02\x02"
+
+
 def _header_problem(path: str) -> str:
     """Return why a file can't be a SQLite database, or nothing."""
     try:
@@ -274,14 +296,11 @@ def _open_immutable(path: str) -> sqlite3.Connection:
 
 
 def _facts(path: str) -> Dict[str, Any]:
-    with open(path, "rb") as stream:
-        header = stream.read(HEADER_BYTES)
     with closing(_open_immutable(path)) as connection:
         facts = _contents(connection)
         for name in ("user_version", "application_id", "page_size"):
             facts[name] = connection.execute(f"PRAGMA {name}").fetchone()[0]
-    # Bytes 18 and 19: file format write and read version (https://www.sqlite.org/fileformat2.html section 1.3.3).
-    facts["journal_mode"] = "wal" if header[18:20] == b"\x02\x02" else "rollback"
+    facts["journal_mode"] = "wal" if _is_wal(path) else "rollback"
     facts["bytes"] = os.stat(path).st_size
     facts["sha256"] = hash_file(path)
     return facts
