@@ -52,6 +52,10 @@ _EXTRACT = (
 )
 
 
+_WENT = (b": No such file or directory", b": File removed before we read it", b": Not a directory", b": Exiting with failure status")
+"""How lines of tar end that say no more than that a file went meanwhile."""
+
+
 class Codec(NamedTuple):
     """A compressor, known by the ending of an object's name."""
 
@@ -95,20 +99,14 @@ def codec_of(name: str) -> Codec:
     return codec
 
 
-class Changed(Exception):
-    """The files changed while they were read; reading them again may help."""
-
-
-def pack(
-    base: str, paths: Sequence[str], target: str, codec: Optional[Codec], level: int, size: int, growing: bool = False
-) -> List[Member]:
+def pack(base: str, paths: Sequence[str], target: str, codec: Optional[Codec], level: int, size: int) -> List[Member]:
     """Write an archive of some paths, compressed, to a new file, fsynced, and return the members as they were stored.
 
     :param paths: relative to the base, in the order of the archive
     :param codec: none leaves it plain, and unflushed: it is compressed later
     :param size: about how many bytes they have
-    :param growing: the files may grow meanwhile (logs): what is stored is their beginning
-    Raises :class:`Changed` when a file changed or went, :class:`BackupError` when one can't be read or the disk is full.
+    A file that changes meanwhile is stored somehow, one that goes perhaps not at all: who calls has to look.
+    Raises :class:`BackupError` when one can't be read or the disk is full.
     """
     with tempfile.TemporaryFile(dir=os.path.dirname(target)) as names, tempfile.TemporaryFile() as said:
         names.write(b"".join(os.fsencode(path) + b"\0" for path in paths))
@@ -123,13 +121,12 @@ def pack(
         with tar, stream:
             with _compressor(codec.compress(level, size), target) if codec else open(target, "xb", opener=_private) as sink:
                 members = list(read_members(_tee(stream, present(sink))))
-        if tar.returncode != 0 and not (growing and tar.returncode == 1):
+        # Exit code 1 is "some files differ"; 2, too, can mean no more than that a file went (GNU tar manual, 3.1).
+        if tar.returncode not in (0, 1):
             said.seek(0)
-            words = said.read()
-            # Exit code 1 is "some files differ", 2 with one of these words is a file that went (GNU tar manual, 3.1).
-            if tar.returncode == 1 or b"No such file" in words or b"File removed" in words:
-                raise Changed(command.last_words(words))
-            raise BackupError(f"tar could not read everything: {command.last_words(words)}", base, "Mend that and run again")
+            words = b"".join(line for line in said if not any(harmless in line for harmless in _WENT))
+            if words:
+                raise BackupError(f"tar could not read everything: {command.last_words(words)}", base, "Mend that and run again")
     return members
 
 

@@ -9,38 +9,41 @@ before and after.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock, rfc3339
 from .._core.command import find_program
 from .._core.errors import OpskitError, present
-from .._core.files import free_bytes, hash_file, human_size, is_out_of_space
+from .._core.files import free_bytes, human_size, is_out_of_space
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.protocols import DatabaseSource, Pause
-from . import archive, images, shards
+from . import shards
 from .errors import BackupError
-from .manifest import Image, Manifest, Record, Shard, get_text, put_text, stale_members, tree_hash
-from .records import make_records, read_records, stored_records
+from .manifest import Image, Manifest, put_text, stale_members
+from .packing import Packed, Packer, beside
+from .past import OF_SET, Past, read_past
 from .script import restore_script
-from .source import Entry, Root, Scan, Source, is_below, look
+from .source import Entry, Source, is_below
 from .store import Store
+from .survey import DAMAGED, Live, Survey, Surveyor, totals, unlike
 from .verify import ImageCheckers, verify_objects
 
-DAMAGED = "its object is damaged or missing"
-OF_SET = "set"
-"""The key under which the cache says which set it is of."""
 ATTEMPTS = 5
-"""How often a shard whose files change meanwhile is read before the backup gives up on it."""
-
+"""How often a file that changes meanwhile is read before the backup gives up on it."""
 WORKERS = (os.cpu_count() or 1) + 2
 """Shards that are stored at a time: more than cores, because each waits for the disk at its end."""
+
+
+AtOnce = Callable[[Callable[[Any], Any], List[Any]], List[Any]]
+"""Calls a function with each of a list's items, several at a time, and returns what it returned."""
+
+Writer = Tuple[Live, str, Callable[[], None]]
+"""A database that is held as it was at one moment, where its plain image goes, and what writes that."""
 
 
 class Options(NamedTuple):
@@ -57,50 +60,6 @@ class Options(NamedTuple):
     """Version of the collection, written into the set."""
     require_pause: bool = False
     """Make no set where the pause of writes can't be had or does not hold."""
-
-
-class Live(NamedTuple):
-    """A database as it is now."""
-
-    database: DatabaseSource
-    declared: bool
-    root: str
-    """The root it lies in, or empty."""
-    file: Record
-    """Its main file as a line of the file list; empty for one in a server."""
-    fingerprint: str
-    """Empty where the tools to ask for it are not installed yet."""
-
-
-class Survey(NamedTuple):
-    """Everything as it is now, compared with the last set."""
-
-    scanned_ns: int
-    roots: List[Root]
-    totals: Dict[str, Tuple[int, int]]
-    """Files and bytes by root."""
-    kept: Dict[str, shards.Kept]
-    """What the last set has stored already, by the id of the shard."""
-    groups: List[shards.Group]
-    """What has to be stored."""
-    reasons: Dict[str, str]
-    """Why, by the id of the group."""
-    databases: List[Live]
-    database_reasons: Dict[str, str]
-    warnings: List[str]
-    homes: Dict[Tuple[int, int], Tuple[str, bool]]
-    """Where a file with several names was first met: the root, and whether among its logs."""
-    gone: List[str]
-    """For each root with files that are nowhere any more, how many."""
-
-
-class Packed(NamedTuple):
-    """An archive in tmp/."""
-
-    path: str
-    entries: List[Entry]
-    """Its members as they were when it was written."""
-    records: List[Record]
 
 
 class BackupSet(Operation):
@@ -128,12 +87,7 @@ class BackupSet(Operation):
         self.adopt = adopt
         self.checkers = checkers
         self.pause = pause
-        self.last: Optional[Manifest] = None
-        self.previous: Dict[str, shards.Known] = {}
-        self.cache: Dict[str, Dict[str, str]] = {}
-        self.suspects: Set[str] = set()
-        self.damage = ""
-        """What is wrong with the last set's own files."""
+        self.past = Past(None, {}, {}, set(), "")
         self.survey: Optional[Survey] = None
         self.reason = ""
         self.made: Optional[Manifest] = None
@@ -167,8 +121,8 @@ class BackupSet(Operation):
         started = self.clock.monotonic()
         self._check_place()
         find_program("tar", "tar")
-        self._read_store()
-        survey = self.survey = self._look()
+        self.past = read_past(self.store)
+        survey = self.survey = self._surveyor.look()
         plan = Plan("created")
         for group in survey.groups:
             if group.id in survey.reasons:
@@ -184,9 +138,13 @@ class BackupSet(Operation):
             plan.add("publish set", "<new>", self.reason)
         else:
             plan = Plan("none")
-            self.reason = f"nothing changed since set {present(self.last).id}"
+            self.reason = f"nothing changed since set {present(self.past.last).id}"
         self.phases["scan_s"] = round(self.clock.monotonic() - started, 3)
         return plan
+
+    @property
+    def _surveyor(self) -> Surveyor:
+        return Surveyor(self.store, self.past, self.source, self.adopt, self.options.shrink_limit)
 
     def _check_place(self) -> None:
         for path in self.source.targets.values():
@@ -205,165 +163,16 @@ class BackupSet(Operation):
         for database in self.source.databases:
             database.require()
 
-    def _read_store(self) -> None:
-        if not self.store.exists():
-            return
-        self.store.open()
-        sets = self.store.sets()
-        cache = self.store.read_cache()
-        if sets and cache.get(OF_SET) == {"id": sets[-1].id}:
-            self.cache = cache
-        self.suspects = self.store.suspects()
-        if sets:
-            self.last = sets[-1]
-            damage = self.store.set_damage(self.last)
-            if damage:
-                # Everything is read and stored again, so that one damaged file does not end all backups.
-                self.damage = f"set {self.last.id} is damaged, so nothing of it is relied on: {damage[0]}"
-            else:
-                self.previous = shards.known_shards(self.last.shards, self.store.members(self.last))
-
-    def _look(self) -> Survey:
-        scanned_ns = time.time_ns()
-        roots = self.source.roots()
-        survey = Survey(scanned_ns, roots, {}, {}, [], {}, [], {}, [], {}, [])
-        known = [] if self.last is None else self._known_undeclared(roots)
-        undeclared: List[str] = []
-        for root in roots:
-            scan = self._scan(root, known, undeclared)
-            known = [*known, *undeclared]
-            self._add_root(survey, scan)
-        for database in self.source.databases:
-            survey.databases.append(self._live(database, True, survey.roots))
-        for path in undeclared:
-            survey.databases.append(self._live(self._adopted(path), False, survey.roots))
-            survey.warnings.append(f"{path} is a database that the description does not name; saved as an image")
-        for live in survey.databases:
-            reason = self._database_reason(live)
-            if reason:
-                survey.database_reasons[live.database.name] = reason
-        self._guard(survey)
-        return survey
-
-    def _scan(self, root: Root, known: List[str], undeclared: List[str]) -> Scan:
-        """Walk one root, and add the databases below it that the description does not name to the undeclared ones."""
-        scan = self.source.scan(root, known)
-        if scan.undeclared:
-            known = [*known, *scan.undeclared]
-            scan = self.source.scan(root, known)
-        undeclared.extend(path for path in known if is_below(path, root.path) and path not in undeclared)
-        return scan
-
-    def _adopted(self, path: str) -> DatabaseSource:
-        return self.adopt("undeclared-" + hashlib.sha256(os.fsencode(path)).hexdigest()[:12], path)
-
-    def _known_undeclared(self, roots: List[Root]) -> List[str]:
-        """Return the undeclared databases of the last set that are still there."""
-        bases = {root.name: root.base for root in roots}
-        paths = [
-            os.path.join(bases[image.root], get_text(image.file, "path"))
-            for image in present(self.last).databases
-            if image.file and not image.declared and image.root in bases
-        ]
-        declared = {path for database in self.source.databases for path in database.files()}
-        return [path for path in paths if os.path.isfile(path) and path not in declared]
-
-    def _add_root(self, survey: Survey, scan: Scan) -> None:
-        root = scan.root
-        survey.totals[root.name] = totals(scan)
-        if scan.skipped:
-            survey.warnings.append(f"{len(scan.skipped)} sockets, FIFOs or devices can't be saved, the first is {scan.skipped[0]}")
-        for entries, logs in ((scan.saved, False), (scan.logs, True)):
-            self._look_for_far_links(survey, root, entries, logs)
-            layout = shards.arrange(self.source, root, entries, logs, self.previous, lambda *shard: self._judge(root, *shard))
-            for group in layout.groups:
-                _require_readable(group)
-            survey.kept.update((kept.known.shard.id, kept) for kept in layout.kept)
-            survey.groups.extend(layout.groups)
-            survey.reasons.update(layout.reasons)
-            if layout.gone and not logs:
-                survey.gone.append(f"{layout.gone} files of {root.name} are gone")
-
-    def _look_for_far_links(self, survey: Survey, root: Root, entries: List[Entry], logs: bool) -> None:
-        """Warn of files with names in two saved paths: an archive holds one path, so they come back as two files."""
-        for entry in entries:
-            if entry.links > 1 and entry.type == "file":
-                home = survey.homes.setdefault((entry.device, entry.inode), (root.name, logs))
-                if home != (root.name, logs):
-                    path = os.path.join(root.base, entry.path)
-                    survey.warnings.append(f"{path} has another name in {home[0]}; a restore makes two files of them")
-
-    def _judge(self, root: Root, known: shards.Known, entries: List[Entry]) -> shards.Judgement:
-        """Look whether the members that the last set has in a shard are what they were. Reads those that may have changed unseen."""
-        shard = known.shard
-        if shard.object in self.suspects or not self.store.has_object(shard.object, shard.stored_bytes):
-            return shards.Judgement(DAMAGED)
-        cached = self.cache.get(shard.id, {})
-        if len(entries) == len(known.records) and cached.get("fingerprint") == shards.fingerprint(entries):
-            return shards.Judgement()
-        paths = [get_text(value, "path") for value in known.records]
-        then = dict(zip(paths, known.records))
-        width = len(shards.UNSETTLED)
-        printed = {path: cached.get("prints", "")[width * index : width * index + width] for index, path in enumerate(paths)}
-        changed = [entry.path for entry in entries if shards.differs(entry, then[entry.path])]
-        seen = set(changed)
-        doubtful = [entry for entry in entries if entry.path not in seen and printed[entry.path] != shards.member_print(entry)]
-        now = {get_text(value, "path"): value for value in read_records(root, doubtful)}
-        hidden = [entry.path for entry in doubtful if not same_record(now.get(entry.path), then[entry.path])]
-        return shards.Judgement("", changed + hidden, len(hidden))
-
-    def _live(self, database: DatabaseSource, declared: bool, roots: List[Root]) -> Live:
-        database.require()
-        return self._moment(database, declared, roots)
-
-    def _moment(self, database: DatabaseSource, declared: bool, roots: List[Root]) -> Live:
-        """Return a database that can be used as it is now."""
-        printed = "" if database.missing() else database.fingerprint()
-        if not database.files():
-            return Live(database, declared, "", {}, printed)
-        path = database.files()[0]
-        home = next((root for root in roots if not root.is_file and is_below(path, root.path)), Root("", "/", False))
-        # Below no root, the path is absolute; joined to the base that is what it stays.
-        inner = os.path.relpath(path, home.base) if home.name else path
-        entry = look(home.base, inner)
-        if entry is None or entry.type != "file":
-            raise BackupError("the database went while it was looked at", path, "Run again")
-        return Live(database, declared, home.name, make_records(home, [entry], {})[0], printed)
-
-    def _database_reason(self, live: Live) -> str:
-        known = self._last_image(live.database.name)
-        packages = live.database.missing()
-        if packages:
-            return f"{', '.join(packages)} has to be installed before it can be looked at"
-        if known is None:
-            return "new"
-        if self._is_lost(known):
-            return DAMAGED
-        if (known.root, get_text(known.file, "path")) != (live.root, get_text(live.file, "path")):
-            return "it lies in another place now"
-        cached = self.cache.get(f"database {live.database.name}", {})
-        if cached.get("object") == known.object and cached.get("fingerprint") == live.fingerprint:
-            return ""
-        return "" if live.database.is_as(known.facts) else "changed"
-
-    def _is_lost(self, image: Image) -> bool:
-        objects = ((image.object, image.stored_bytes), (image.beside, image.beside_bytes), (image.base, image.base_bytes))
-        return any(name and (name in self.suspects or not self.store.has_object(name, size)) for name, size in objects)
-
-    def _last_image(self, name: str) -> Optional[Image]:
-        images = self.last.databases if self.last and not self.damage else []
-        return next((image for image in images if image.name == name), None)
-
     def _why(self, survey: Survey) -> str:
         """Say why a new set is made; empty when none is."""
-        if self.last is None:
+        if self.past.last is None:
             return "the first set"
         parts = []
         logs = {group.id for group in survey.groups if group.logs}
         changed = sum(shard_id not in logs or reason == DAMAGED for shard_id, reason in survey.reasons.items())
         names = {live.database.name for live in survey.databases}
-        gone = [image.name for image in self.last.databases if image.name not in names]
-        gone += sorted({shard.root for shard in self.last.shards} - {root.name for root in survey.roots})
+        gone = [image.name for image in self.past.last.databases if image.name not in names]
+        gone += sorted({shard.root for shard in self.past.last.shards} - {root.name for root in survey.roots})
         if changed:
             parts.append(f"{changed} shards changed")
         if survey.database_reasons:
@@ -371,35 +180,20 @@ class BackupSet(Operation):
         if gone:
             parts.append(f"{', '.join(gone)} belongs to it no more")
         parts += survey.gone
-        proof = self.store.proof(self.last.id)
+        proof = self.store.proof(self.past.last.id)
         if not parts and not proof.ok:
-            parts.append(f"set {self.last.id} failed its verification")
+            parts.append(f"set {self.past.last.id} failed its verification")
         elif not parts and self.options.verify != "none" and proof.time is None:
             # A run that was killed after it published, say. Such a set counts neither for retention nor as the latest.
-            parts.append(f"set {self.last.id} was never verified")
+            parts.append(f"set {self.past.last.id} was never verified")
         if not parts:
             # A set that is dated in the future never makes a run think that it was done already.
-            age_s = (self.clock.now() - self.last.time).total_seconds()
+            age_s = (self.clock.now() - self.past.last.time).total_seconds()
             if not 0 <= age_s < self.options.unchanged_interval_s:
-                parts.append(f"nothing changed, but set {self.last.id} is older than {self.options.unchanged_interval_s} s")
+                parts.append(f"nothing changed, but set {self.past.last.id} is older than {self.options.unchanged_interval_s} s")
                 if age_s < 0:
-                    parts = [f"nothing changed, but set {self.last.id} is dated in the future"]
+                    parts = [f"nothing changed, but set {self.past.last.id} is dated in the future"]
         return ", ".join(parts)
-
-    def _guard(self, survey: Survey) -> None:
-        """Refuse a saved path that lost most of what it held: an unmounted disk, a deletion that nobody has seen yet."""
-        if self.last is None or not self.options.shrink_limit:
-            return
-        for name, then in self.last.roots.items():
-            files, size = survey.totals.get(name, (0, 0))
-            for what, now, before in (("files", files, then["files"]), ("bytes", size, then["bytes"])):
-                if before and now < before * (100 - self.options.shrink_limit) / 100:
-                    raise BackupError(
-                        f"{name} has {now} {what}, the last set {self.last.id} has {before}: more than "
-                        f"{self.options.shrink_limit} % are gone",
-                        self.source.targets.get(name, name),
-                        "Bring the data back (mount, restore); if it is meant to be so, run once with shrink_limit 0",
-                    )
 
     def _check_space(self, plan: Plan) -> None:
         free = free_bytes(self.store.path)
@@ -424,6 +218,12 @@ class BackupSet(Operation):
                     "Free space, prune old sets, or move the store to a larger disk",
                 ) from None
             raise
+        except OpskitError as error:
+            if not self.still_paused:
+                raise
+            raise BackupError(
+                f"{error.what}, and the application does not write again: {self.still_paused}", error.where, error.todo
+            ) from None
         finally:
             if self.store.exists_format():
                 self.store.sweep()
@@ -437,8 +237,7 @@ class BackupSet(Operation):
                     todo=f"Install what that needs: apt-get install {' '.join(live.database.missing())}",
                 )
         self.store.create()
-        begun = self.clock.now()
-        codec = archive.writer_codec()
+        packer = Packer(self.store, self.past, self.options.compression_level, self.clock.now())
         with ThreadPoolExecutor(max_workers=WORKERS) as pool, ExitStack() as stack:
             jobs: List[Any] = []
             # A failure must not wait for the work that is still queued.
@@ -451,23 +250,26 @@ class BackupSet(Operation):
 
             # Databases first: a file without its row does no harm, a row without its file does.
             if self.pause is None:
-                plains = self._copy_databases()
+                plains = self._copy_databases(packer)
                 survey = present(self.survey)
                 late: List[Tuple[shards.Group, Packed]] = []
             else:
-                survey = self._before_pause(at_once, codec)
-                plains, late = self._paused(self.pause, survey, at_once)
+                survey = present(self.survey)
+                # What does not stand still is left to the pause.
+                self._until_still(survey, survey.groups, packer.store_shard, at_once, 1)
+                plains, late = self._paused(self.pause, survey, packer, at_once)
             copied = sorted(plains, key=lambda item: -os.path.getsize(item[1]))
-            made = [pool.submit(self._store_image, live, plain, codec, begun) for live, plain in copied]
+            made = [pool.submit(packer.store_image, live, plain) for live, plain in copied]
             jobs.extend(made)
             if self.pause is None:
-                at_once(lambda group: self._keep(survey, group, self._store_shard(group, codec)), by_size(survey.groups))
+                self._until_still(survey, survey.groups, packer.store_shard, at_once, ATTEMPTS)
             else:
-                at_once(lambda item: self._keep(survey, item[0], self._compress(item[0], item[1], codec)), late)
+                stored_late = at_once(lambda item: packer.compress(item[0], item[1]), late)
+                survey.kept.update((kept.known.shard.id, kept) for kept in stored_late)
             stored = {image.name: image for image in (job.result() for job in made)}
-        self._publish(survey, begun, codec, {live.database.name: live for live, _plain in plains}, stored)
+        self._publish(survey, packer, {live.database.name: live for live, _plain in plains}, stored)
 
-    def _copy_databases(self) -> List[Tuple[Live, str]]:
+    def _copy_databases(self, packer: Packer) -> List[Tuple[Live, str]]:
         """Write images of what changed of the databases, and look at everything again: the files are at least as new then."""
         copied: List[Tuple[Live, str]] = []
         while True:
@@ -480,42 +282,58 @@ class BackupSet(Operation):
                 return copied
             for live in missing:
                 # Looked at again: what was committed since the plan is in the image, and must not count as new next time.
-                live = self._live(live.database, live.declared, survey.roots)
-                plain = self._plain(live)
+                live = self._surveyor.live(live.database, live.declared, survey.roots)
+                plain = packer.plain(live)
                 with live.database.pinned(plain) as write:
                     write()
-                live.database.copy_beside(_beside(plain))
+                live.database.copy_beside(beside(plain))
                 copied.append((live, plain))
-            self.survey = self._look()
+            self.survey = self._surveyor.look()
 
-    def _plain(self, live: Live) -> str:
-        return self.store.at("tmp", f"{live.database.name}.image")
+    def _until_still(
+        self,
+        survey: Survey,
+        groups: List[shards.Group],
+        store: Callable[[shards.Group], Tuple[Any, List[Entry]]],
+        at_once: AtOnce,
+        attempts: int,
+    ) -> List[Tuple[shards.Group, Any]]:
+        """Store groups, then what changed while it was read, which is less each time and read the sooner.
+
+        Returns each group with what became of it. With one attempt the rest is left, with more of them it is an error.
+        """
+        done: List[Tuple[shards.Group, Any]] = []
+        for attempt in range(attempts):
+            groups = by_size(groups)
+            found = at_once(store, groups)
+            new = [(group, made) for group, (made, _moved) in zip(groups, found) if made is not None]
+            done += new
+            survey.kept.update((group.id, made) for group, made in new if isinstance(made, shards.Kept))
+            moved = [(group, entries) for group, (_made, entries) in zip(groups, found)]
+            groups = shards.groups_of_moved(moved, [*survey.kept, *(group.id for group, _made in done)])
+            if not groups:
+                return done
+            time.sleep(0.1 * attempt)
+        if attempts > 1:
+            raise BackupError(
+                f"a file changed each of the {attempts} times that it was read ({groups[0].entries[0].path})",
+                groups[0].root.path,
+                "Declare it under logs or volatile, or pause or stop the application for the backup",
+            )
+        return done
 
     # with a pause ---------------------------------------------------------------------------------
 
-    def _before_pause(self, at_once: Callable[..., List[Any]], codec: archive.Codec) -> Survey:
-        """Store what is to be stored while the application writes; what does not stand still is left to the pause."""
-        survey = present(self.survey)
-
-        def store(group: shards.Group) -> None:
-            try:
-                self._keep(survey, group, self._store_shard(group, codec, attempts=2))
-            except archive.Changed:
-                return
-
-        at_once(store, by_size(survey.groups))
-        return survey
-
     def _paused(
-        self, pause: Pause, survey: Survey, at_once: Callable[..., List[Any]]
+        self, pause: Pause, survey: Survey, packer: Packer, at_once: AtOnce
     ) -> Tuple[List[Tuple[Live, str]], List[Tuple[shards.Group, Packed]]]:
         """Hold the databases and copy the files of one moment; then write the databases' images while the application goes on."""
         started = self.clock.monotonic()
         with ExitStack() as pinned:
             held = self._begin(pause)
             try:
-                writers = self._pin(survey, pinned)
-                late = self._copy_late(survey, writers, pinned, at_once)
+                writers = self._pin(survey, packer, pinned)
+                late = self._copy_late(survey, writers, packer, pinned, at_once)
                 lost = pause.lost() if held else ""
             finally:
                 if held:
@@ -528,7 +346,7 @@ class BackupSet(Operation):
             for _live, _plain, write in writers:
                 write()
         for live, plain, _write in writers:
-            live.database.copy_beside(_beside(plain))
+            live.database.copy_beside(beside(plain))
         return [(live, plain) for live, plain, _write in writers], late
 
     def _begin(self, pause: Pause) -> bool:
@@ -550,46 +368,35 @@ class BackupSet(Operation):
             raise BackupError(
                 f"no set was made, because {reason}",
                 self.store.path,
-                f"Mend that and run again, or make one without require_pause{self._stuck}",
+                "Mend that and run again, or make one without require_pause",
             )
         self.notes.append(f"{reason}; files and databases of the set are each consistent, but of different moments")
 
-    @property
-    def _stuck(self) -> str:
-        return f". The application does not write again: {self.still_paused}" if self.still_paused else ""
-
-    def _pin(self, survey: Survey, stack: ExitStack) -> List[Tuple[Live, str, Callable[[], None]]]:
+    def _pin(self, survey: Survey, packer: Packer, stack: ExitStack) -> List[Writer]:
         """Hold each database that is not as it was in the last set."""
         writers = []
         for index, seen in enumerate(survey.databases):
             # Before it is held: a commit in between counts as new next time.
-            live = survey.databases[index] = self._moment(seen.database, seen.declared, survey.roots)
+            live = survey.databases[index] = self._surveyor.moment(seen.database, seen.declared, survey.roots)
             if live.database.name in survey.database_reasons or live.fingerprint != seen.fingerprint:
-                writers.append(self._hold(live, stack))
+                writers.append(_hold(live, packer, stack))
         return writers
 
-    def _hold(self, live: Live, stack: ExitStack) -> Tuple[Live, str, Callable[[], None]]:
-        plain = self._plain(live)
-        return live, plain, stack.enter_context(live.database.pinned(plain))
-
     def _copy_late(
-        self,
-        survey: Survey,
-        writers: List[Tuple[Live, str, Callable[[], None]]],
-        stack: ExitStack,
-        at_once: Callable[..., List[Any]],
+        self, survey: Survey, writers: List[Writer], packer: Packer, stack: ExitStack, at_once: AtOnce
     ) -> List[Tuple[shards.Group, Packed]]:
         """Copy what changed since it was stored to tmp/, unpacked. What is in a set's logs is of no moment."""
         known = [live.database.files()[0] for live in survey.databases if not live.declared]
         groups: List[shards.Group] = []
+        surveyor = self._surveyor
         for root in survey.roots:
             undeclared: List[str] = []
-            scan = self._scan(root, known, undeclared)
+            scan = surveyor.scan(root, known, undeclared)
             for path in undeclared:
                 if path not in known:
-                    live = self._live(self._adopted(path), False, survey.roots)
+                    live = surveyor.live(surveyor.adopted(path), False, survey.roots)
                     survey.databases.append(live)
-                    writers.append(self._hold(live, stack))
+                    writers.append(_hold(live, packer, stack))
             survey.totals[root.name] = totals(scan)
             mine = {key: kept for key, kept in survey.kept.items() if kept.known.shard.root == root.name and not kept.known.shard.logs}
             there = {key: kept.known for key, kept in mine.items()}
@@ -598,167 +405,18 @@ class BackupSet(Operation):
                 del survey.kept[key]
             survey.kept.update((kept.known.shard.id, kept) for kept in layout.kept)
             groups += layout.groups
-        packed = at_once(lambda group: self._pack(group, None, ATTEMPTS), groups)
-        return [(group, one) for group, one in zip(groups, packed) if one is not None]
+        return self._until_still(survey, groups, lambda group: packer.pack(group, None), at_once, ATTEMPTS)
 
-    # objects --------------------------------------------------------------------------------------
+    # publish --------------------------------------------------------------------------------------
 
-    def _store_image(self, live: Live, plain: str, codec: archive.Codec, begun: datetime) -> Image:
-        facts = live.database.facts(plain)
-        image = Image(live.database.name, live.database.engine, live.root, live.file, "", 0, facts, live.declared)
-        image = (
-            self._store_same(image, plain) or self._store_patch(image, plain, codec, begun) or self._store_whole(image, plain, codec, begun)
-        )
-        if os.path.lexists(_beside(plain)):
-            facts["beside"] = {"bytes": os.path.getsize(_beside(plain)), "sha256": hash_file(_beside(plain))}
-            name, stored = self._store_plain(_beside(plain), "sql", codec)
-            image = image._replace(beside=name, beside_bytes=stored)
-        known = self._last_image(live.database.name)
-        self.fresh.update({image.object, image.beside} - ({known.object, known.beside} if known else set()) - {""})
-        return image
-
-    def _store_same(self, image: Image, plain: str) -> Optional[Image]:
-        """Take the last set's object for an image of the same bytes, which a lost cache, or a commit of nothing, makes."""
-        known = self._last_image(image.name)
-        if known is None or known.facts["sha256"] != image.facts["sha256"] or self._is_lost(known):
-            return None
-        os.unlink(plain)
-        return known._replace(root=image.root, file=image.file, facts=image.facts, declared=image.declared, beside="", beside_bytes=0)
-
-    def _store_whole(self, image: Image, plain: str, codec: archive.Codec, begun: datetime) -> Image:
-        name, stored = self._store_plain(plain, "dump", codec)
-        return image._replace(object=name, stored_bytes=stored, full_at=rfc3339(begun))
-
-    def _store_patch(self, image: Image, plain: str, codec: archive.Codec, begun: datetime) -> Optional[Image]:
-        """Store an image as what differs from a whole one; None where there is none, or no room, or it would be hardly smaller."""
-        base = images.base_of(self._last_image(image.name), begun)
-        size = os.path.getsize(plain)
-        if (
-            codec != archive.ZSTD
-            or base is None
-            or base.object in self.suspects
-            or not self.store.has_object(base.object, base.stored_bytes)
-        ):
-            return None
-        if not images.can_patch(base, size, images.available_memory(), free_bytes(self.store.at("tmp"))):
-            return None
-        whole, target = f"{plain}.base", f"{plain}.delta"
-        try:
-            archive.decompress(self.store.object_path(base.object), whole)
-            archive.patch_from(whole, plain, target, self.options.compression_level)
-        except BackupError as error:
-            # Damage that no verification has met yet; a whole image needs nothing of it.
-            self.notes.append(f"no delta was made against {base.object}: {error}")
-            return None
-        finally:
-            if os.path.lexists(whole):
-                os.unlink(whole)
-        stored = os.path.getsize(target)
-        if not images.is_worth_it(base, stored):
-            os.unlink(target)
-            return None
-        os.unlink(plain)
-        name = self.store.adopt(target, f"delta.{archive.ZSTD.ending}", self.suspects)
-        memory = images.memory_to_apply(base, size)
-        return image._replace(
-            object=name,
-            stored_bytes=stored,
-            full_at=base.full_at,
-            base=base.object,
-            base_bytes=base.stored_bytes,
-            base_image_bytes=base.image_bytes,
-            restore_memory=memory,
-        )
-
-    def _store_plain(self, plain: str, kind: str, codec: archive.Codec) -> Tuple[str, int]:
-        """Compress a file of tmp/ into an object; returns its name and stored bytes. The plain file is gone then."""
-        target = f"{plain}.{codec.ending}"
-        archive.compress(plain, target, codec, self.options.compression_level)
-        os.unlink(plain)
-        stored = os.path.getsize(target)
-        return self.store.adopt(target, f"{kind}.{codec.ending}", self.suspects), stored
-
-    def _store_shard(self, group: shards.Group, codec: archive.Codec, attempts: int = ATTEMPTS) -> Optional[shards.Kept]:
-        packed = self._pack(group, codec, attempts)
-        return self._adopt_shard(group, packed, codec) if packed is not None else None
-
-    def _compress(self, group: shards.Group, packed: Packed, codec: archive.Codec) -> shards.Kept:
-        """Make an object of what was copied plain."""
-        target = f"{packed.path}.{codec.ending}"
-        archive.compress(packed.path, target, codec, self.options.compression_level)
-        os.unlink(packed.path)
-        return self._adopt_shard(group, packed._replace(path=target), codec)
-
-    def _pack(self, group: shards.Group, codec: Optional[archive.Codec], attempts: int) -> Optional[Packed]:
-        """Write a shard's archive to tmp/, plain without a codec; None when all of its members are gone.
-
-        Raises :class:`archive.Changed` when a member changed each time that it was read and fewer attempts were allowed than ever are,
-        :class:`BackupError` after as many as ever.
-        """
-        entries, words = group.entries, ""
-        for attempt in range(attempts):
-            target = self.store.at("tmp", f"{hashlib.sha256(group.id.encode('utf-8')).hexdigest()[:16]}.{attempt}")
-            try:
-                members = archive.pack(
-                    group.root.base,
-                    [entry.path for entry in entries],
-                    target,
-                    codec,
-                    self.options.compression_level,
-                    group.bytes,
-                    growing=group.logs,
-                )
-                return Packed(target, entries, stored_records(group, entries, members))
-            except archive.Changed as error:
-                words = str(error)
-                os.unlink(target)
-                time.sleep(0.1 * attempt)
-                entries = [entry for entry in (look(group.root.base, old.path) for old in entries) if entry is not None]
-                if not entries:
-                    return None
-        if attempts < ATTEMPTS:
-            raise archive.Changed(words)
-        raise BackupError(
-            f"a file changed each of the {ATTEMPTS} times that it was read ({words})",
-            group.root.path,
-            "Declare it under logs or volatile, or stop the application for the backup",
-        )
-
-    def _adopt_shard(self, group: shards.Group, packed: Packed, codec: archive.Codec) -> shards.Kept:
-        """Give an archive its place, unless the last set has one of the same members."""
-        records = packed.records
-        for value in records:
-            value["shard"] = group.id
-        tree = tree_hash(records)
-        size = sum(value.get("size", 0) for value in records)
-        known = self.previous.get(group.id)
-        if known is not None and known.shard.tree == tree and known.shard.object not in self.suspects:
-            if self.store.has_object(known.shard.object, known.shard.stored_bytes):
-                os.unlink(packed.path)
-                shard = known.shard._replace(files=len(records), bytes=size)
-                return shards.Kept(shards.Known(shard, records, []), packed.entries)
-        stored = os.path.getsize(packed.path)
-        name = self.store.adopt(packed.path, f"tar.{codec.ending}", self.suspects)
-        self.fresh.add(name)
-        shard = Shard(group.id, group.root.name, name, tree, len(records), size, stored, group.logs)
-        return shards.Kept(shards.Known(shard, records, []), packed.entries)
-
-    @staticmethod
-    def _keep(survey: Survey, group: shards.Group, kept: Optional[shards.Kept]) -> None:
-        """Note that a group is stored; one whose members all went meanwhile is none."""
-        if kept is not None:
-            survey.kept[group.id] = kept
-
-    def _publish(
-        self, survey: Survey, begun: datetime, codec: archive.Codec, copied: Dict[str, Live], stored_images: Dict[str, Image]
-    ) -> None:
+    def _publish(self, survey: Survey, packer: Packer, copied: Dict[str, Live], stored_images: Dict[str, Image]) -> None:
         ordered = [survey.kept[key] for key in sorted(survey.kept)]
         records = [value for kept in ordered for value in (*kept.known.records, *kept.known.stale)]
         cache = self._cache_of(survey)
         databases: List[Image] = []
         for seen in survey.databases:
             name = seen.database.name
-            image = stored_images.get(name) or present(self._last_image(name))
+            image = stored_images.get(name) or present(self.past.image(name))
             databases.append(image)
             # Taken before the image was: a commit in between counts as new next time.
             cache[f"database {name}"] = {"object": image.object, "fingerprint": copied.get(name, seen).fingerprint}
@@ -768,9 +426,9 @@ class BackupSet(Operation):
             roots[root.name] = {"type": "file" if root.is_file else "dir", "files": files, "bytes": size}
             put_text(roots[root.name], "path", root.path)
         manifest = Manifest(
-            id=f"{begun.strftime('%Y%m%dT%H%M%SZ')}-{self.clock.token()}",
-            seq=self.last.seq + 1 if self.last else 1,
-            time=begun.replace(microsecond=0),
+            id=f"{packer.begun.strftime('%Y%m%dT%H%M%SZ')}-{self.clock.token()}",
+            seq=self.past.last.seq + 1 if self.past.last else 1,
+            time=packer.begun.replace(microsecond=0),
             application=self.store.application,
             store=self.store.uuid,
             collection=self.options.collection,
@@ -783,8 +441,10 @@ class BackupSet(Operation):
             pause_s=self.pause_s,
         )
         sizes = manifest.objects
-        manifest = manifest._replace(new_bytes=sum(sizes[name] for name in self.fresh if name in sizes))
-        self.made = self.store.publish_set(manifest, records, codec, restore_script(manifest, stale_members(records)))
+        self.fresh = packer.fresh
+        self.notes += packer.notes
+        manifest = manifest._replace(new_bytes=sum(sizes[name] for name in packer.fresh if name in sizes))
+        self.made = self.store.publish_set(manifest, records, packer.codec, restore_script(manifest, stale_members(records)))
         self.store.write_cache({**cache, OF_SET: {"id": self.made.id}})
 
     def _cache_of(self, survey: Survey) -> Dict[str, Dict[str, str]]:
@@ -808,7 +468,7 @@ class BackupSet(Operation):
         started = self.clock.monotonic()
         manifest = self.store.manifest(made.id)
         # An object that this set took over counts by the proof of the set that it was taken from.
-        trusted = self.last is not None and self.store.verified(self.last.id)
+        trusted = self.past.last is not None and self.store.verified(self.past.last.id)
         only = self.fresh if trusted else None
         failures, read = verify_objects(self.store, manifest, self.options.verify, self.checkers, only)
         self.store.write_proof(manifest.id, self.options.verify, failures, self.clock, read)
@@ -819,12 +479,12 @@ class BackupSet(Operation):
 
     def note(self) -> None:
         if self.made is None and self.survey is not None:
-            learned = {**self._cache_of(self.survey), OF_SET: {"id": present(self.last).id}}
+            learned = {**self._cache_of(self.survey), OF_SET: {"id": present(self.past.last).id}}
             for live in self.survey.databases:
-                known = self._last_image(live.database.name)
+                known = self.past.image(live.database.name)
                 if known is not None:
                     learned[f"database {known.name}"] = {"object": known.object, "fingerprint": live.fingerprint}
-            if learned != self.cache:
+            if learned != self.past.cache:
                 self.store.write_cache(learned)
 
     def failure(self) -> str:
@@ -833,13 +493,13 @@ class BackupSet(Operation):
         return f"Set {present(self.made).id} was made, but the application does not write again: {self.still_paused}"
 
     def result(self) -> Dict[str, Any]:
-        shown = self.made or self.last
+        shown = self.made or self.past.last
         warnings = list(self.survey.warnings if self.survey else []) + self._same_disk() + self.notes
         return {
             "reason": self.reason,
             "set": summary(self.store, shown) if shown else None,
             "phases": self.phases,
-            "warnings_": warnings + [self.damage] * bool(self.damage),
+            "warnings_": warnings + [self.past.damage] * bool(self.past.damage),
         }
 
     def _same_disk(self) -> List[str]:
@@ -875,36 +535,11 @@ def summary(store: Store, manifest: Manifest) -> Dict[str, Any]:
     }
 
 
+def _hold(live: Live, packer: Packer, stack: ExitStack) -> Writer:
+    plain = packer.plain(live)
+    return live, plain, stack.enter_context(live.database.pinned(plain))
+
+
 def by_size(groups: List[shards.Group]) -> List[shards.Group]:
     """Return the largest first: alone at the end it would keep one core busy and the others idle."""
     return sorted(groups, key=lambda group: -group.bytes)
-
-
-def totals(scan: Scan) -> Tuple[int, int]:
-    """Return how many files a root has, without logs, and their bytes."""
-    return sum(entry.type == "file" for entry in scan.saved), sum(entry.size for entry in scan.saved)
-
-
-def unlike(stored: Dict[str, shards.Kept], known: shards.Known, entries: List[Entry]) -> shards.Judgement:
-    """Find the members of a stored shard to which something was done since they were stored."""
-    then = {entry.path: entry for entry in stored[known.shard.id].entries}
-    return shards.Judgement("", [entry.path for entry in entries if not entry.same_file(then[entry.path])])
-
-
-def same_record(one: Optional[Record], other: Record) -> bool:
-    """True when two lines say the same about a member, wherever it is stored."""
-    return one is not None and tree_hash([one]) == tree_hash([other])
-
-
-def _require_readable(group: shards.Group) -> None:
-    if os.geteuid() == 0:
-        return
-    for entry in group.entries:
-        path = os.path.join(group.root.base, entry.path)
-        if entry.type == "file" and os.path.lexists(path) and not os.access(path, os.R_OK):
-            raise BackupError("this file can't be read", path, "Run as a user who may read it (become)")
-
-
-def _beside(plain: str) -> str:
-    """Return where what belongs with an image is written, beside it in tmp/."""
-    return plain + ".beside"

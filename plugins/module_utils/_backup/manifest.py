@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from datetime import datetime
-from typing import Any, Dict, Iterable, List, NamedTuple, Optional, TypeVar, get_type_hints
+from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Tuple, TypeVar, get_type_hints
 
 from .._core.clock import parse_rfc3339, rfc3339
 from .errors import BackupError
@@ -70,6 +70,12 @@ class Image(NamedTuple):
     restore_memory: int = 0
     """Bytes of memory that decompressing it takes, where that is worth a thought: zstd holds both images."""
 
+    @property
+    def stored(self) -> Tuple[Tuple[str, int], ...]:
+        """Return name and stored bytes of each object that the image needs."""
+        objects = ((self.object, self.stored_bytes), (self.beside, self.beside_bytes), (self.base, self.base_bytes))
+        return tuple((name, size) for name, size in objects if name)
+
 
 class Manifest(NamedTuple):
     """One set."""
@@ -100,9 +106,8 @@ class Manifest(NamedTuple):
     def objects(self) -> Dict[str, int]:
         """Return the stored bytes of every object that the set needs, by name."""
         sizes = {shard.object: shard.stored_bytes for shard in self.shards}
-        sizes.update({image.object: image.stored_bytes for image in self.databases})
-        sizes.update({image.beside: image.beside_bytes for image in self.databases if image.beside})
-        sizes.update({image.base: image.base_bytes for image in self.databases if image.base})
+        for image in self.databases:
+            sizes.update(image.stored)
         return sizes
 
     def as_json(self) -> Dict[str, Any]:
@@ -167,7 +172,7 @@ def record(
     kind: str,
     size: int,
     mode: int,
-    owner: tuple[int, int, str, str],
+    owner: Tuple[int, int, str, str],
     mtime_ns: int,
     sha256: str = "",
     target: str = "",

@@ -290,7 +290,7 @@ class Placement:
             return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
         if os.geteuid() == 0 and (entry.uid, entry.gid) != self.owner_ids(value):
             return f"it belongs to {entry.uid}:{entry.gid}, not to {self.owner_ids(value)}"
-        if deep and own_xattrs(read_xattrs(full)) != own_xattrs(value.get("xattrs", {})):
+        if deep and own_xattrs(read_xattrs(full) or {}) != own_xattrs(value.get("xattrs", {})):
             return "it has other extended attributes"
         return ""
 

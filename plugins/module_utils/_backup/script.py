@@ -11,6 +11,7 @@ from typing import List, Mapping, Sequence
 
 from . import archive
 from .manifest import Image, Manifest, Shard, get_text
+from .shards import is_tree
 
 
 def restore_script(manifest: Manifest, stale: Mapping[str, Sequence[str]]) -> str:
@@ -101,4 +102,4 @@ def _server_lines(image: Image) -> List[str]:
 
 def restore_order(items: Sequence[Shard]) -> List[Shard]:
     """Return shards in the order in which they are extracted: folders last, so that their modes and times stay."""
-    return sorted(items, key=lambda shard: (shard.id.endswith("-tree"), shard.id))
+    return sorted(items, key=lambda shard: (is_tree(shard.id), shard.id))

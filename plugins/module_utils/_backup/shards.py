@@ -30,6 +30,7 @@ SMALL_CHANGES = 1 << 20
 """Shards of changes below this size are made one with those of the next set, and all of them when there are too many."""
 MOST_CHANGES = 30
 CHANGES = "-changes"
+TREE = "-tree"
 
 UNSETTLED = "-" * 16
 """The print of a member that could change without its times showing it."""
@@ -114,7 +115,7 @@ def arrange(
     """
     kind = "logs" if logs else "files"
     shards = {key: known for key, known in shards.items() if known.shard.root == root.name and known.shard.logs == logs}
-    tree = Group(f"{root.name}:{kind}-tree", root, logs, [entry for entry in entries if entry.type != "file" or not entry.size])
+    tree = Group(f"{root.name}:{kind}{TREE}", root, logs, [entry for entry in entries if entry.type != "file" or not entry.size])
     layout = Layout([], [], {}, 0)
     known = shards.pop(tree.id, None)
     if tree.entries:
@@ -312,6 +313,35 @@ def words(new: int, changed: int, gone: int, hidden: int) -> str:
     """Say what became of members; empty when they are as they were."""
     counts = ((new, "new"), (changed - hidden, "changed"), (hidden, "with content changed while size and time stayed"), (gone, "gone"))
     return ", ".join(f"{count} {word}" for count, word in counts if count)
+
+
+def is_tree(shard_id: str) -> bool:
+    """True for a shard of folders, symlinks and empty files."""
+    return shard_id.endswith(TREE)
+
+
+def groups_of_moved(moved: List[Tuple[Group, List[Entry]]], taken: Iterable[str]) -> List[Group]:
+    """Return the groups in which what changed while it was read is stored again.
+
+    :param moved: for each group its members that changed
+    :param taken: the ids of all other shards
+    """
+    numbers: Dict[str, int] = {}
+    for key in taken:
+        label, number = _split(key) if not is_tree(key) else (key, 0)
+        numbers[label] = max(numbers.get(label, 0), number)
+    groups: Dict[str, Group] = {}
+    for group, entries in moved:
+        if is_tree(group.id):
+            groups[group.id] = group._replace(entries=entries)
+        elif entries:
+            label = f"{group.root.name}:{'logs' if group.logs else 'files'}{CHANGES}"
+            if label not in groups:
+                groups[label] = Group(f"{label}.{numbers.get(label, -1) + 1}", group.root, group.logs, [])
+            groups[label].entries.extend(entries)
+    for group in groups.values():
+        group.entries.sort()
+    return [group for group in groups.values() if group.entries]
 
 
 def _split(shard_id: str) -> Tuple[str, int]:

@@ -19,6 +19,7 @@ from .manifest import Record, Shard, get_text
 from .placement import Placed, Placement, Served, Target, own_xattrs
 from .records import read_xattrs
 from .script import restore_order
+from .shards import is_tree
 from .source import is_below, look
 from .store import Store
 from .verify import ImageCheckers
@@ -69,7 +70,7 @@ class Staging:
             archive.extract(path, targets[shard.root].base, self.placement.owner == "id", EXTRACT_S, stale)
 
         ordered = restore_order(self.placement.manifest.shards)
-        trees = [shard for shard in ordered if shard.id.endswith("-tree")]
+        trees = [shard for shard in ordered if is_tree(shard.id)]
         files = sorted((shard for shard in ordered if shard not in trees), key=lambda shard: -shard.stored_bytes)
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
             jobs = [pool.submit(extract, shard) for shard in files]
@@ -176,7 +177,7 @@ def set_folder_times(placement: Placement, target: Target) -> None:
 
 def _set_xattrs(path: str, values: Dict[str, str]) -> None:
     """Give a file these extended attributes and no others: it may have inherited an ACL from its folder."""
-    for name in set(own_xattrs(read_xattrs(path))) - set(values):
+    for name in set(own_xattrs(read_xattrs(path) or {})) - set(values):
         os.removexattr(path, name)
     for name, value in values.items():
         os.setxattr(path, name, base64.b64decode(value))
