@@ -82,12 +82,12 @@ main() {
             break
         fi
         tries=$((tries + 1))
-        if [ "$tries" -ge 6 ]; then
+        if [ "$tries" -ge 8 ]; then
             echo "pause $id: what ends it failed $tries times; the next run or boot tries again" >&2
             exit 1
         fi
         flock -u 9
-        sleep $((tries * 3))
+        sleep "$tries"
     done
     exit 0
 }
@@ -307,7 +307,7 @@ class CommandPause:
                 self._release()
                 return error
             self._release()
-            todo = "Make sure by hand that the application runs and writes; the watchdog goes on trying for a minute"
+            todo = "Make sure by hand that the application runs and writes; the watchdog goes on trying for half a minute"
             return OpskitError(f"{error.what}; then {second.what}", error.where, todo)
         self._forget()
         self._release()
