@@ -81,6 +81,21 @@ options:
     type: list
     elements: str
     default: []
+  pause_command:
+    description: Program and arguments that pause writes.
+    type: list
+    elements: str
+    default: []
+  resume_command:
+    description: Program and arguments that resume writes.
+    type: list
+    elements: str
+    default: []
+  paused_command:
+    description: Program and arguments that end with 0 while writes are paused.
+    type: list
+    elements: str
+    default: []
   live_url:
     description: URL that answers when the process lives. Empty means unset.
     type: str
@@ -198,6 +213,9 @@ def main() -> None:
             "start_command": strings,
             "stop_command": strings,
             "status_command": strings,
+            "pause_command": strings,
+            "resume_command": strings,
+            "paused_command": strings,
             "live_url": text,
             "ready_url": text,
             "metrics_url": text,

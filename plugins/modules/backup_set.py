@@ -16,8 +16,10 @@ description:
   - A new set is read back and compared before the module succeeds (O(verify)).
   - A set exists as a whole or not at all. After a crash, a full disk or a kill the earlier sets are what they were, and the same call
     does the job.
-  - The application goes on writing meanwhile. Databases are copied first, so that every row has its files; files and databases are each
-    consistent, but of different moments.
+  - Without O(pause) the application goes on writing meanwhile. Databases are copied first, so that every row has its files; files and
+    databases are each consistent, but of different moments.
+  - With O(pause) everything that takes long is still done while the application writes. It is paused only for what has changed since, so that
+    files and databases are of one moment.
 extends_documentation_fragment:
   - opskit.runbooks._attributes
   - opskit.runbooks._backup
@@ -65,6 +67,54 @@ options:
     type: str
     choices: [content, stored, none]
     default: content
+  pause:
+    description:
+      - How the application is kept from writing for the moment that the set is of.
+      - A watchdog outside of this module ends the pause if the module is killed or late. What ends it may be run more than once, and also
+        by the next run that finds that one was left behind.
+      - Arguments are seen by every user of the host, so a secret is none of them.
+    type: dict
+    suboptions:
+      kind:
+        description:
+          - V(hook) has the application hold its writes. The set's guarantee is then V(paused).
+          - V(stop) stops the application and starts it again, unless it did not run before. The set's guarantee is then V(stopped).
+        type: str
+        choices: [hook, stop]
+        required: true
+      begin:
+        description:
+          - Program and arguments that begin it, and return only when nothing is written any more.
+          - A V(hook) is given O(pause.seconds) as its last argument, and has to end the pause by itself after that many seconds.
+        type: list
+        elements: str
+        default: []
+      end:
+        description: Program and arguments that end it, with success also where there is nothing to end.
+        type: list
+        elements: str
+        default: []
+      check:
+        description:
+          - Program and arguments that tell whether it holds, run before it is believed.
+          - For V(hook) it ends with 0 while writes are paused, and prints what tells one pause from the next.
+          - For V(stop) it ends with 0 while the application runs. Without it the application is started afterwards even if it did not run before.
+        type: list
+        elements: str
+        default: []
+      seconds:
+        description: How long it may last, from 1 to 3600. What takes longer did not hold.
+        type: int
+        default: 60
+  require_pause:
+    description: Whether the set fails when the pause could not be had or did not hold.
+    type: bool
+    default: false
+  state_dir:
+    description:
+      - Folder for the record of a pause, outside of what is saved. It has to survive a reboot.
+      - Needed with O(pause).
+    type: path
 seealso:
   - module: opskit.runbooks.backup_set_info
   - module: opskit.runbooks.backup_verify
@@ -98,6 +148,21 @@ EXAMPLES = r"""
     paths:
       config: /opt/gateway/config
     unchanged_interval: 0
+
+- name: Save it while it holds its writes
+  opskit.runbooks.backup_set:
+    store: /var/backups/opskit/gateway
+    application: gateway
+    paths:
+      data: /opt/gateway/data
+    pause:
+      kind: hook
+      begin: [/usr/local/bin/gateway, pause]
+      end: [/usr/local/bin/gateway, resume]
+      check: [/usr/local/bin/gateway, paused]
+      seconds: 30
+    require_pause: true
+    state_dir: /var/lib/opskit/gateway
 """
 
 RETURN = r"""
@@ -169,8 +234,11 @@ set:
       description: Bytes of the objects that the set was the first to need.
       type: int
     guarantee:
-      description: V(none) when writes were not paused.
+      description: V(paused) or V(stopped) when files and databases are of one moment, else V(none).
       type: str
+    pause_s:
+      description: Seconds that writes were held.
+      type: float
     paths:
       description: Names of the saved paths.
       type: list
@@ -222,6 +290,7 @@ def main() -> None:
         verify={"type": "str", "choices": ["content", "stored", "none"], "default": "content"},
         lock_timeout={"type": "int", "default": 0},
     )
+    spec.update(wiring.pause_spec())
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_set)
 
 

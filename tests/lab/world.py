@@ -44,6 +44,7 @@ for app in {" ".join(PORTS)}; do
     rm -rf /opt/$app /etc/$app /usr/local/lib/$app /usr/local/bin/$app /etc/systemd/system/$app@.service /var/backups/opskit/$app
     ! id -u $app >/dev/null 2>&1 || userdel $app
 done
+rm -f /etc/systemd/system/opskit-pause-* /etc/systemd/system/multi-user.target.wants/opskit-pause-*
 systemctl daemon-reload
 [ ! -d /etc/postgresql/*/small ] || pg_dropcluster --stop $(cd /etc/postgresql && ls) small
 rm -rf /var/lib/opskit/*-$(hostname) /var/lib/opskit/long {PASSFILE} {SCRATCH} {SMALL}/*
@@ -164,6 +165,9 @@ class Application:
             "application_database_schema_query": "SELECT version_num FROM alembic_version",
             "application_schema_command": [f"/usr/local/bin/{self.name}", "schema", "--known"],
             "application_migrate_command": [f"/usr/local/bin/{self.name}", "migrate"],
+            "application_pause_command": [f"/usr/local/bin/{self.name}", "pause"],
+            "application_resume_command": [f"/usr/local/bin/{self.name}", "resume"],
+            "application_paused_command": [f"/usr/local/bin/{self.name}", "paused"],
         }
         if not self.database:
             return {**common, "application_database_path": f"{self.root}/data/gateway.db"}

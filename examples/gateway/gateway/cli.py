@@ -23,6 +23,7 @@ from gateway import GatewayError, __version__
 from gateway import settings as configuration
 from gateway.database import Database, add_providers, connect, known_revisions, reason
 
+NOT_PAUSED = 1
 NOT_RUNNING = 3  # as init scripts answer `status`
 
 
@@ -85,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     seed.add_argument("--seed", type=int, default=1)
     add("pause", "hold writes for some seconds; returns once none is in flight").add_argument("seconds", type=above)
     add("resume", "end a pause of writes")
+    add("paused", "print the id of the pause and end with 0 while writes are paused, else end with 1")
     add("status", "print process, port, readiness, version and schema revision")
     traffic = add("traffic", "write through HTTP for a while and keep a ledger of what was acknowledged")
     traffic.add_argument("--seconds", type=above, default=10.0)
@@ -135,6 +137,11 @@ def _run(options: argparse.Namespace, root: Path) -> int:
         case "pause" | "resume":
             body = {"seconds": options.seconds} if options.command == "pause" else {}
             _print(_call(settings, f"/admin/writes/{options.command}", body)[1])
+        case "paused":
+            state = _call(settings, "/admin/writes")[1]
+            if state["paused"]:
+                print(state["pause_id"])
+            return 0 if state["paused"] else NOT_PAUSED
         case "status":
             return _status(settings)
         case "traffic":

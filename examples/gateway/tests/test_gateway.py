@@ -370,7 +370,7 @@ def test_a_missing_or_broken_database_is_never_created(stopped: Application) -> 
 
 
 def test_commands_that_need_a_server_say_that_none_runs(stopped: Application, tmp_path: Path) -> None:
-    for arguments in (("pause", "5"), ("resume",), ("traffic", "--ledger", tmp_path / "ledger")):
+    for arguments in (("pause", "5"), ("resume",), ("paused",), ("traffic", "--ledger", tmp_path / "ledger")):
         assert "no server is running" in stopped.cli(*arguments, code=3)
     assert not (tmp_path / "ledger").exists()
     status = stopped.cli("status", code=3)
@@ -817,6 +817,23 @@ def test_pause_holds_writes_and_lets_reads_through(shared: Application) -> None:
     assert [write.result().status for write in writes] == [201, 201, 200, 200, 200, 204]
     assert (shared.root / "projects/late/project.json").exists()
     assert shared.cli("resume") == {"was_paused": False, "pause_id": None}
+
+
+def paused(application: Application) -> tuple[int, str]:
+    argv = application.argv("paused")
+    done = subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout
+
+
+def test_paused_tells_one_pause_from_the_next(shared: Application) -> None:
+    assert paused(shared) == (1, "")
+    first = shared.cli("pause", "20")["pause_id"]
+    assert paused(shared) == paused(shared) == (0, f"{first}\n")
+    shared.cli("resume")
+    assert paused(shared) == (1, "")
+    assert shared.cli("pause", "20")["pause_id"] != first
+    assert paused(shared)[0] == 0
+    shared.cli("resume")
 
 
 def test_pause_expires_by_itself(shared: Application) -> None:

@@ -33,6 +33,7 @@ FOLDERS = ("data", "config", "projects")
 """Those of the usual paths that are folders wherever they exist."""
 
 COMMANDS = ("start_command", "stop_command", "status_command")
+PAUSE_COMMANDS = ("pause_command", "resume_command")
 URLS = ("live_url", "ready_url", "metrics_url")
 
 
@@ -93,6 +94,7 @@ class ApplicationCheck(Operation):
             self._accounts,
             self._servers,
             self._service,
+            self._pause,
             self._endpoints,
             self._smoke_checks,
         ):
@@ -237,6 +239,12 @@ class ApplicationCheck(Operation):
         for option in ("start_timeout", "stop_timeout"):
             if self._description[option] < 1:
                 yield f"application_{option}: {self._description[option]} is not a number of seconds above 0"
+
+    def _pause(self) -> Iterator[str]:
+        given = [name for name in (*PAUSE_COMMANDS, "paused_command") if self._description[name]]
+        for missing in PAUSE_COMMANDS:
+            if given and missing not in given:
+                yield f"application_{given[0]}: is set, but application_{missing} is not; a pause has to be begun and ended"
 
     def _endpoints(self) -> Iterator[str]:
         for option in URLS:

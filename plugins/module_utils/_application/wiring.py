@@ -26,6 +26,7 @@ from .._postgresql.login import Login
 from .._postgresql.restore import PostgresTarget
 from .._sqlite.database import SqliteDatabase
 from .description import LOGIN, database_spec
+from .pause import KINDS, CommandPause
 
 COLLECTION = "1.0.0"
 """Version of this collection; a test compares it with galaxy.yml."""
@@ -123,6 +124,51 @@ def image_checkers() -> ImageCheckers:
     return {"sqlite": SqliteDatabase("image", "/", 0).check_image, "postgresql": check_dump}
 
 
+def pause_spec() -> Dict[str, Any]:
+    """Return the options that say how the application is kept from writing."""
+    argv = {"type": "list", "elements": "str", "default": []}
+    options = {
+        "kind": {"type": "str", "choices": sorted(KINDS), "required": True},
+        "begin": argv,
+        "end": argv,
+        "check": argv,
+        "seconds": {"type": "int", "default": 60},
+    }
+    return {
+        "pause": {"type": "dict", "options": options},
+        "require_pause": {"type": "bool", "default": False},
+        "state_dir": {"type": "path"},
+    }
+
+
+_PAUSE_PARTS = {
+    ("hook", "begin"): "pauses writes",
+    ("hook", "end"): "resumes writes",
+    ("stop", "begin"): "stops the application",
+    ("stop", "end"): "starts the application",
+}
+
+
+def build_pause(params: Dict[str, Any], clock: Optional[Clock] = None) -> Optional[CommandPause]:
+    """Return the pause that the parameters describe, None where there is none. Raises :class:`OpskitError` for a wrong one."""
+    pause, state_dir = params["pause"], params["state_dir"]
+    if not pause:
+        if params["require_pause"]:
+            raise OpskitError("a pause is required, but none is described", "require_pause", "Describe one, or do without")
+        return None
+    for part in ("begin", "end"):
+        if not any(pause[part]):
+            raise OpskitError(f"{part} is empty", "pause", f"Name the program that {_PAUSE_PARTS[pause['kind'], part]}, with its arguments")
+    for part in ("begin", "end", "check"):
+        if pause[part] and not pause[part][0]:
+            raise OpskitError(f"{part} begins with an empty word", "pause", "Name the program first, then its arguments")
+    require_range({"pause.seconds": pause["seconds"]}, "pause.seconds", 1, 3600)
+    if not state_dir:
+        raise OpskitError("a pause needs the folder that its record is kept in", "state_dir", "Name one that survives a reboot")
+    require_absolute(state_dir)
+    return CommandPause(pause["kind"], pause["begin"], pause["end"], pause["check"], pause["seconds"], state_dir, clock or Clock())
+
+
 def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
     """Return the operation of the module backup_set."""
     require_range(params, "unchanged_interval", 0)
@@ -136,6 +182,8 @@ def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
         lock_timeout_s=params["lock_timeout"],
         collection=COLLECTION,
     )
+    # The one place where a set gets its pause: BackupSet takes it, and Options(require_pause=params["require_pause"]).
+    build_pause(params, clock)
     return BackupSet(build_store(params), build_source(params), options, clock, _adopt(params), image_checkers())
 
 

@@ -19,8 +19,8 @@ GRACE_S = 2.0
 
 
 @contextmanager
-def flock(path: str, wait_s: float = 0.0) -> Iterator[None]:
-    """Hold a lock on a file, which is made (mode 0600) if it is not there.
+def flock(path: str, wait_s: float = 0.0) -> Iterator[int]:
+    """Hold a lock on a file, which is made (mode 0600) if it is not there, and give its descriptor: who inherits that holds it too.
 
     :param wait_s: seconds to wait for it before :class:`OpskitError` is raised; it is never less than :data:`GRACE_S`
     """
@@ -33,7 +33,7 @@ def flock(path: str, wait_s: float = 0.0) -> Iterator[None]:
                 path,
                 f"Wait for it to end, or look for it with: fuser -v {path}",
             )
-        yield
+        yield handle
     finally:
         os.close(handle)
 

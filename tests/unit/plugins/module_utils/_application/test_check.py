@@ -40,6 +40,9 @@ def described(folder: Path, **changes: Any) -> Dict[str, Any]:
         "start_command": ["/bin/true"],
         "stop_command": ["/bin/true"],
         "status_command": ["/bin/true"],
+        "pause_command": [],
+        "resume_command": [],
+        "paused_command": [],
         "live_url": "",
         "ready_url": "http://127.0.0.1:8000/readyz",
         "metrics_url": "",
@@ -95,6 +98,9 @@ def test_unset_paths_are_left_out(tmp_path: Path) -> None:
         ({"group": "no-such-group-here"}, "application_group"),
         ({"stop_command": []}, "application_start_command"),
         ({"units": ["gateway.service"]}, "application_units"),
+        ({"pause_command": ["/bin/true"]}, "application_pause_command"),
+        ({"resume_command": ["/bin/true"]}, "application_resume_command"),
+        ({"pause_command": ["/bin/true"], "paused_command": ["/bin/true"]}, "application_pause_command"),
         ({"start_timeout": 0}, "application_start_timeout"),
         ({"ready_url": "127.0.0.1:8000"}, "application_ready_url"),
         ({"live_url": "ftp://host/"}, "application_live_url"),
@@ -109,6 +115,12 @@ def test_one_mistake_is_one_finding_by_its_variable(tmp_path: Path, changes: Dic
     found = findings(tmp_path, **changes)
     assert len(found) == 1, found
     assert found[0].startswith(f"{variable}: ")
+
+
+def test_pause_needs_no_more_than_two_commands(tmp_path: Path) -> None:
+    both = {"pause_command": ["/bin/true"], "resume_command": ["/bin/true"]}
+    assert findings(tmp_path, **both) == findings(tmp_path, **both, paused_command=["/bin/true"]) == []
+    assert len(findings(tmp_path, paused_command=["/bin/true"])) == 2
 
 
 def test_name_that_is_not_set_is_the_only_finding(tmp_path: Path) -> None:
