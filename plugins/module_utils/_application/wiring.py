@@ -181,10 +181,10 @@ def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
         verify=params["verify"],
         lock_timeout_s=params["lock_timeout"],
         collection=COLLECTION,
+        require_pause=params["require_pause"],
     )
-    # The one place where a set gets its pause: BackupSet takes it, and Options(require_pause=params["require_pause"]).
-    build_pause(params, clock)
-    return BackupSet(build_store(params), build_source(params), options, clock, _adopt(params), image_checkers())
+    pause = build_pause(params, clock)
+    return BackupSet(build_store(params), build_source(params), options, clock, _adopt(params), image_checkers(), pause)
 
 
 def _adopt(params: Dict[str, Any]) -> Callable[[str, str], DatabaseSource]:

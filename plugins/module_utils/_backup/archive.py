@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -52,8 +53,11 @@ _EXTRACT = (
 )
 
 
-_WENT = (b": No such file or directory", b": File removed before we read it", b": Not a directory", b": Exiting with failure status")
-"""How lines of tar end that say no more than that a file went meanwhile."""
+_HARMLESS = re.compile(
+    rb"tar: .*(: No such file or directory|: Not a directory|: File removed before we read it|: file changed as we read it"
+    rb"|: File shrank by \d+ bytes?; padding with zeros)$|tar: Exiting with failure status"
+)
+"""Lines of tar that say no more than that a file changed or went meanwhile."""
 
 
 class Codec(NamedTuple):
@@ -124,7 +128,7 @@ def pack(base: str, paths: Sequence[str], target: str, codec: Optional[Codec], l
         # Exit code 1 is "some files differ"; 2, too, can mean no more than that a file went (GNU tar manual, 3.1).
         if tar.returncode not in (0, 1):
             said.seek(0)
-            words = b"".join(line for line in said if not any(harmless in line for harmless in _WENT))
+            words = b"".join(line for line in said if not _HARMLESS.match(line))
             if words:
                 raise BackupError(f"tar could not read everything: {command.last_words(words)}", base, "Mend that and run again")
     return members

@@ -22,7 +22,7 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._application impor
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.create import BackupSet
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
-from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import App, make_database
+from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import BACKUP, App, make_database
 
 WRITER = """
 import hashlib, os, sqlite3, sys, time
@@ -117,8 +117,7 @@ def writing(app: App) -> Iterator[None]:
 
 
 def operation(app: App, pause: Optional[Hold], **options: Any) -> BackupSet:
-    params = {"unchanged_interval": 0, "shrink_limit": 50, "compression_level": 1, "verify": "content"}
-    made = wiring.backup_set({**app.params, **params, "databases": databases(app)}, app.clock)
+    made = wiring.backup_set({**app.params, **BACKUP, "unchanged_interval": 0, "databases": databases(app)}, app.clock)
     made.pause = pause
     made.options = made.options._replace(**options)
     return made

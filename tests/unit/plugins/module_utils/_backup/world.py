@@ -29,6 +29,18 @@ NOBODY = 54321
 """A user id that has no name on any machine that a test runs on."""
 
 
+BACKUP: Dict[str, Any] = {
+    "unchanged_interval": 72000,
+    "shrink_limit": 50,
+    "compression_level": 1,
+    "verify": "content",
+    "pause": None,
+    "require_pause": False,
+    "state_dir": None,
+}
+"""The options that only backup_set has."""
+
+
 class FakeClock(Clock):
     """A clock that stands still until it is told."""
 
@@ -95,8 +107,7 @@ class App:
         return full
 
     def backup(self, check: bool = False, **options: Any) -> Dict[str, Any]:
-        params = {"unchanged_interval": 72000, "shrink_limit": 50, "compression_level": 1, "verify": "content"}
-        return self._carry_out(wiring.backup_set, {**self.params, **params, **options}, check)
+        return self._carry_out(wiring.backup_set, {**self.params, **BACKUP, **options}, check)
 
     def restore(self, check: bool = False, **options: Any) -> Dict[str, Any]:
         params = {"set": "latest", "state": "restored", "state_dir": self.state_dir, "owner": "name", "credentials": "fail"}
