@@ -115,12 +115,12 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.module impor
 
 def main() -> None:
     spec = wiring.store_spec()
+    spec.update(wiring.lock_spec())
     spec.update(
         daily={"type": "int", "default": 7},
         weekly={"type": "int", "default": 4},
         monthly={"type": "int", "default": 3},
         delete_more_than_half={"type": "bool", "default": False},
-        lock_timeout={"type": "int", "default": 0},
     )
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_prune)
 

@@ -110,10 +110,10 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.module impor
 
 def main() -> None:
     spec = wiring.store_spec()
+    spec.update(wiring.lock_spec())
     spec.update(
         set={"type": "str", "default": "latest"},
         level={"type": "str", "choices": ["stored", "content"], "default": "content"},
-        lock_timeout={"type": "int", "default": 0},
     )
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_verify)
 
