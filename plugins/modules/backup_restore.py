@@ -41,7 +41,7 @@ options:
     default: latest
   state:
     description:
-      - V(staged) puts the set's copy beside the paths and checks it. The application may run.
+      - V(staged) puts the set's copy beside the paths and checks it. The application may run, and so may backups and pruning.
       - V(restored) stages if that was not done yet, and exchanges. No process may have a file of the application open.
       - V(rolled_back) brings back the state before the last restore.
       - V(purged) removes what was staged or is kept aside.

@@ -12,6 +12,7 @@ version_added: 1.0.0
 author: opskit contributors (@opskit)
 description:
   - Reads sets back, says what is wrong with them, and records the verdict in the store.
+  - Backups and pruning go on meanwhile; pruning keeps the set that is being read.
   - Fails when a set fails. The verdict is recorded before. The next M(opskit.runbooks.backup_set) stores again what was damaged.
 extends_documentation_fragment:
   - opskit.runbooks._attributes

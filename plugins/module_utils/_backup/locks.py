@@ -179,7 +179,8 @@ class Locks:
             if error.errno not in NO_LOCKS:
                 raise
             raise self._refusal(f"there are no locks on this file system ({error.strerror})", path) from None
-        if held and not self.is_probed:
+        # What was moved away while this waited has another name, or none.
+        if held and not self.is_probed and _names(path, handle):
             if not is_effective(path):
                 raise self._refusal("a lock on this file system does not keep another process out", path)
             self.is_probed = True
@@ -188,6 +189,14 @@ class Locks:
     def _refusal(self, what: str, where: str) -> BackupError:
         other = "another folder" if self.lock_dir else "a folder"
         return BackupError(what, where, f"Name {other} on a local disk for the locks of this store (lock_dir)")
+
+
+def _names(path: str, handle: int) -> bool:
+    """True when a path leads to an open file."""
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(handle))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 class _Missing(Exception):
