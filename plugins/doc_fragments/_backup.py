@@ -138,4 +138,12 @@ options:
       - Seconds to wait for another run that is at work in the store. It is never less than 2.
     type: int
     default: 0
+  lock_dir:
+    description:
+      - Folder on a local disk for the locks of the store, absolute. It is made where it is missing, and several stores may share it.
+      - Without it the locks are on the store's own files. A store on a file system whose locks can't be relied on is then refused.
+        These are network and cluster file systems (NFS, CIFS, 9p, Ceph and the like), everything that FUSE mounts, and where a second
+        process is seen to get a lock that is held.
+      - All runs that work on a store have to name the same folder and the same path of the store. Only runs on one host exclude each other.
+    type: path
 """

@@ -14,6 +14,7 @@ description:
   - Keeps the newest verified set of each of the last so many days, ISO weeks and months (UTC) that have one, and deletes the others.
   - Only verified sets fill a slot. The newest verified one is never deleted, and nothing is deleted while the newest set is not verified.
   - Sets that were never verified go when they are 30 days old and a newer verified one exists. Sets dated in the future are kept.
+  - A set that a verification or a restore reads at this moment is kept, with what it needs, until the next run.
   - What is deleted lies in the store's C(trash) for 24 hours.
 extends_documentation_fragment:
   - opskit.runbooks._attributes
@@ -115,12 +116,12 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.module impor
 
 def main() -> None:
     spec = wiring.store_spec()
+    spec.update(wiring.lock_spec())
     spec.update(
         daily={"type": "int", "default": 7},
         weekly={"type": "int", "default": 4},
         monthly={"type": "int", "default": 3},
         delete_more_than_half={"type": "bool", "default": False},
-        lock_timeout={"type": "int", "default": 0},
     )
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_prune)
 

@@ -41,7 +41,7 @@ options:
     default: latest
   state:
     description:
-      - V(staged) puts the set's copy beside the paths and checks it. The application may run.
+      - V(staged) puts the set's copy beside the paths and checks it. The application may run, and so may backups and pruning.
       - V(restored) stages if that was not done yet, and exchanges. No process may have a file of the application open.
       - V(rolled_back) brings back the state before the last restore.
       - V(purged) removes what was staged or is kept aside.
@@ -161,6 +161,7 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.module impor
 
 def main() -> None:
     spec = wiring.store_spec()
+    spec.update(wiring.lock_spec())
     spec.update(wiring.source_spec())
     spec.update(
         set={"type": "str", "default": "latest"},
@@ -168,7 +169,6 @@ def main() -> None:
         state_dir={"type": "path", "required": True},
         credentials={"type": "str", "choices": ["fail", "keep_live", "set_role"], "default": "fail"},
         owner={"type": "str", "choices": ["name", "id"], "default": "name"},
-        lock_timeout={"type": "int", "default": 0},
     )
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_restore)
 

@@ -282,13 +282,13 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.module impor
 
 def main() -> None:
     spec = wiring.store_spec()
+    spec.update(wiring.lock_spec())
     spec.update(wiring.source_spec())
     spec.update(
         unchanged_interval={"type": "int", "default": 72000},
         shrink_limit={"type": "int", "default": 50},
         compression_level={"type": "int", "default": 3},
         verify={"type": "str", "choices": ["content", "stored", "none"], "default": "content"},
-        lock_timeout={"type": "int", "default": 0},
     )
     spec.update(wiring.pause_spec())
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_set)

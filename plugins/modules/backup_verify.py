@@ -12,6 +12,7 @@ version_added: 1.0.0
 author: opskit contributors (@opskit)
 description:
   - Reads sets back, says what is wrong with them, and records the verdict in the store.
+  - Backups and pruning go on meanwhile; pruning keeps the set that is being read.
   - Fails when a set fails. The verdict is recorded before. The next M(opskit.runbooks.backup_set) stores again what was damaged.
 extends_documentation_fragment:
   - opskit.runbooks._attributes
@@ -110,10 +111,10 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._core.module impor
 
 def main() -> None:
     spec = wiring.store_spec()
+    spec.update(wiring.lock_spec())
     spec.update(
         set={"type": "str", "default": "latest"},
         level={"type": "str", "choices": ["stored", "content"], "default": "content"},
-        lock_timeout={"type": "int", "default": 0},
     )
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_verify)
 

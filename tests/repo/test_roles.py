@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +71,20 @@ def test_included_entry_points_have_a_spec() -> None:
     used = {(str(path.relative_to(ROOT)), *entry) for path in files for entry in entry_points_used(read(path))}
     ours = {entry for entry in used if (ROOT / "roles" / entry[1]).is_dir()}
     assert [entry for entry in sorted(ours) if entry[2] not in specs(ROOT / "roles" / entry[1])] == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "locks"),
+    [
+        ({}, ["/var/backups/opskit/gateway/lock"]),
+        ({"backup_store": "/mnt/a", "restore_store": "/mnt/b"}, ["/mnt/b/lock", "/mnt/a/lock"]),
+        # A unit test of the store's locks has the same name.
+        ({"backup_store": "/mnt/gateway", "backup_lock_dir": "/locks"}, ["/locks/gateway-0fe88c2eb50a60e3/writer.lock"]),
+    ],
+)
+def test_lease_looks_at_the_locks_of_the_store(variables: dict[str, str], locks: list[str]) -> None:
+    given = {"application_name": "gateway", "application_state_dir": "/state", **variables}
+    files = [f"@{ROOT}/roles/lease/{name}/main.yml" for name in ("vars", "defaults")]
+    argv = ["ansible", "localhost", "-c", "local", "-m", "ansible.builtin.debug", "-a", "var=lease_locks", "-e", json.dumps(given)]
+    done = subprocess.run([*argv, "-e", files[0], "-e", files[1]], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.partition("=>")[2])["lease_locks"] == ["/state/restore.lock", *locks]

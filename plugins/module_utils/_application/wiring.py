@@ -40,6 +40,14 @@ def store_spec() -> Dict[str, Any]:
     }
 
 
+def lock_spec() -> Dict[str, Any]:
+    """Return the options of every module that takes a lock of the store."""
+    return {
+        "lock_timeout": {"type": "int", "default": 0},
+        "lock_dir": {"type": "path"},
+    }
+
+
 def source_spec() -> Dict[str, Any]:
     """Return the options that say what an application consists of."""
     return {
@@ -65,7 +73,10 @@ def build_store(params: Dict[str, Any]) -> Store:
     require_absolute(params["store"])
     if "lock_timeout" in params:
         require_range(params, "lock_timeout", 0)
-    return Store(params["store"], params["application"])
+    lock_dir = params.get("lock_dir") or ""
+    if lock_dir:
+        require_absolute(lock_dir)
+    return Store(params["store"], params["application"], lock_dir)
 
 
 def build_source(params: Dict[str, Any]) -> Source:

@@ -160,6 +160,7 @@ class BackupSet(Operation):
             raise BackupError("the store can't be written to", self.store.path, "Run as its owner, or mend its mode")
         elif self.store.exists():
             self.store.open()
+        self.store.require_locks()
         for database in self.source.databases:
             database.require()
 

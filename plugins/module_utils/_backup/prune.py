@@ -21,6 +21,7 @@ from .retention import Candidate, Decision, Policy, days_lost, decide
 from .store import Store
 
 TRASH_S = 24 * 3600
+IN_USE = "in use by a verification or restore"
 
 
 class Prune(Operation):
@@ -36,17 +37,20 @@ class Prune(Operation):
         self.clock = clock
         self.lock_timeout_s = lock_timeout_s
         self.decision: Optional[Decision] = None
-        self.freed = 0
+        self.unneeded: Dict[str, int] = {}
+        """Objects that no set needs any more, with their bytes."""
         self.deleted: Set[str] = set()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         self.store.open()
         with self.store.writer(self.lock_timeout_s):
+            self.store.sweep_readers()
             yield
 
     def plan(self) -> Plan:
         self.store.open()
+        self.store.require_locks()
         sets = self.store.sets()
         candidates = [Candidate(x.id, x.seq, x.time, self.store.verified(x.id)) for x in sets]
         decision = self.decision = decide(candidates, self.policy, self.clock.now())
@@ -58,18 +62,27 @@ class Prune(Operation):
                 "Look at the policy and the clock; if it is meant to be so, run once with delete_more_than_half",
             )
         plan = Plan("pruned")
+        for set_id in list(decision.deleted):
+            with self.store.claim(set_id, make=False) as is_free:
+                if not is_free:
+                    self._keep(set_id)
         kept = [x for x in sets if x.id in decision.kept]
         for manifest in sets:
             if manifest.id in decision.deleted:
                 plan.add("delete set", manifest.id, decision.deleted[manifest.id])
-        for name, size in sorted(self._unneeded(kept).items()):
+        self.unneeded = self._unneeded(kept)
+        for name in sorted(self.unneeded):
             plan.add("delete object", name, "no set needs it", None)
-            self.freed += size
         for name in self._expired():
             plan.add("empty trash", name, f"deleted more than {TRASH_S // 3600} hours ago")
         if not plan.changes:
             plan.action = "none"
         return plan
+
+    def _keep(self, set_id: str) -> None:
+        decision = present(self.decision)
+        del decision.deleted[set_id]
+        decision.kept[set_id] = [IN_USE]
 
     def _unneeded(self, kept: List[Manifest]) -> Dict[str, int]:
         """Return the objects that no kept set needs, with their bytes: deletion is reachability over all manifests."""
@@ -91,9 +104,16 @@ class Prune(Operation):
 
     def apply(self, plan: Plan) -> None:
         # Sets first: an object goes only when nothing names it any more.
-        for step in plan:
+        for step in list(plan):
             if step.step == "delete set":
-                self._delete_set(step.target)
+                with self.store.claim(step.target) as is_free:
+                    if is_free:
+                        self._delete_set(step.target)
+                    else:
+                        # Since the plan was made. It is said as it was done.
+                        plan.steps.remove(step)
+                        self._keep(step.target)
+                        self._spare(self.store.manifest(step.target), plan)
         for step in plan:
             if step.step == "delete object":
                 os.rename(self.store.object_path(step.target), self.store.at("trash", step.target))
@@ -101,6 +121,11 @@ class Prune(Operation):
             elif step.step == "empty trash":
                 remove_tree(self.store.at("trash", step.target))
         fsync_dir(self.store.at("trash"))
+
+    def _spare(self, manifest: Manifest, plan: Plan) -> None:
+        """Leave the objects of a set where they are."""
+        plan.steps = [step for step in plan if step.step != "delete object" or step.target not in manifest.objects]
+        self.unneeded = {name: size for name, size in self.unneeded.items() if name not in manifest.objects}
 
     def _delete_set(self, set_id: str) -> None:
         os.rename(self.store.at("sets", set_id), self.store.at("trash", f"set-{set_id}"))
@@ -117,5 +142,5 @@ class Prune(Operation):
         return {
             "kept": [{"id": key, "reasons": value} for key, value in sorted(decision.kept.items(), reverse=True)],
             "deleted": [{"id": key, "reason": value} for key, value in sorted(decision.deleted.items(), reverse=True)],
-            "freed_bytes": self.freed,
+            "freed_bytes": sum(self.unneeded.values()),
         }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock
@@ -96,6 +96,8 @@ class Restore(Operation):
         self.placement: Optional[Placement] = None
         self.settings = Settings(store, options.credentials)
         self.recovered = ""
+        self.held = ""
+        """The set that nobody may delete meanwhile."""
         self.warnings: List[str] = []
         self.phases: Dict[str, float] = {}
         for name, path in source.targets.items():
@@ -109,15 +111,33 @@ class Restore(Operation):
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         self.store.open()
+        self.store.require_locks()
+        self.store.require_owner()
         make_dir(self.state_dir)
-        with flock(os.path.join(self.state_dir, "restore.lock"), wait_s=self.options.lock_timeout_s):
-            with self.store.writer(self.options.lock_timeout_s):
-                yield
+        with ExitStack() as locks:
+            locks.enter_context(flock(os.path.join(self.state_dir, "restore.lock"), wait_s=self.options.lock_timeout_s))
+            journal = Journal.read(self.journal_path, self.store.uuid, self.servers)
+            if self.state != "staged" or (journal is not None and journal.is_interrupted):
+                # A backup must not look at what is being exchanged.
+                locks.enter_context(self.store.writer(self.options.lock_timeout_s))
+            if self.state in ("staged", "restored"):
+                self._hold(locks)
+            self.store.sweep_readers()
+            yield
+
+    def _hold(self, locks: ExitStack) -> None:
+        """Find the set and keep it from being deleted."""
+        while not self.held:
+            found = self.store.find(self.options.which)
+            # One that was pruned at this moment is not found again.
+            if locks.enter_context(self.store.reading(found.id, self.options.lock_timeout_s)):
+                self.held = found.id
 
     # plan -----------------------------------------------------------------------------------------
 
     def plan(self) -> Plan:
         self.store.open()
+        self.store.require_locks()
         self.journal = Journal.read(self.journal_path, self.store.uuid, self.servers)
         self._find_kept_logs()
         plan = Plan(self.state)
@@ -180,7 +200,7 @@ class Restore(Operation):
         return sorted(found)
 
     def _plan_restore(self, plan: Plan) -> None:
-        manifest = self.store.find(self.options.which)
+        manifest = self.store.find(self.held or self.options.which)
         proof = self.store.proof(manifest.id)
         if not proof.ok:
             reason = proof.failures[0]["reason"] if proof.failures else "no reason was recorded"

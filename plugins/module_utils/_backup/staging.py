@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, Tuple
 
@@ -124,7 +123,7 @@ class Staging:
 
     def _load(self, served: Served) -> None:
         """Load one database beside the live one, from plain files in the store, which has the room."""
-        with tempfile.TemporaryDirectory(dir=self.store.at("tmp")) as folder:
+        with self.store.scratch("tmp") as folder:
             plain, beside = os.path.join(folder, "image"), ""
             images.unpack(self.store, served.image, plain)
             if served.image.beside:

@@ -10,25 +10,23 @@ import os
 import re
 import shlex
 import subprocess
-import time
 import uuid
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Set
 
 from .._core import command
 from .._core.clock import Clock, parse_rfc3339, rfc3339
 from .._core.errors import OpskitError
 from .._core.files import fsync_dir, hash_file, make_dir, publish, publish_json, read_json, remove_tree
-from .._core.lock import flock
 from . import archive
 from .errors import BackupError
+from .locks import READER, Locks
 from .manifest import STALE, VERSION, Manifest, Record, dump_records, load_records
 
 FORMAT = "opskit-backup-store"
 SET_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}\Z")
 FOLDERS = ("objects", "sets", "proofs", "bad", "trash", "tmp", "cache")
-ABANDONED_S = 24 * 3600
 LEVELS = ("none", "stored", "content")
 """How far a set was proven, in rising order."""
 
@@ -68,11 +66,15 @@ NO_PROOF = Proof("none", True, None, [])
 
 
 class Store:
-    """One application's store. Making the object reads nothing; see :meth:`open` and :meth:`create`."""
+    """One application's store. Making the object reads nothing; see :meth:`open` and :meth:`create`.
 
-    def __init__(self, path: str, application: str) -> None:
+    :param lock_dir: a folder for the locks, where those on the store's own files are not to be relied on
+    """
+
+    def __init__(self, path: str, application: str, lock_dir: str = "") -> None:
         self.path = os.path.realpath(path)
         self.application = application
+        self.locks = Locks(self.path, lock_dir)
         self.uuid = ""
 
     def at(self, *parts: str) -> str:
@@ -131,14 +133,40 @@ class Store:
         """True when the store's format is written down."""
         return os.path.exists(self.at("FORMAT"))
 
-    @contextmanager
-    def writer(self, wait_s: float) -> Iterator[None]:
-        """Be the only one at work in the store."""
-        make_dir(self.path)
+    # locks ----------------------------------------------------------------------------------------
+
+    def require_locks(self) -> None:
+        """Refuse a store on a file system whose locks are not to be relied on; takes none. Raises :class:`BackupError`."""
+        self.locks.require()
+
+    def require_owner(self) -> None:
+        """Refuse to write to a store of another user."""
         if os.stat(self.path).st_uid != os.geteuid() and os.geteuid() != 0:
             raise BackupError("the store belongs to another user", self.path, "Run as that user (become)")
-        with flock(self.at("lock"), wait_s=wait_s):
+
+    @contextmanager
+    def writer(self, wait_s: float) -> Iterator[None]:
+        """Be the only one that makes or deletes sets."""
+        self.require_locks()
+        make_dir(self.path)
+        self.require_owner()
+        with self.locks.writer(wait_s):
             yield
+
+    def reading(self, set_id: str, wait_s: float, make: bool = True) -> ContextManager[bool]:
+        """Keep a set from being deleted while the block runs. Gives False when it is not there any more.
+
+        :param make: whether a file may be made for that
+        """
+        return self.locks.reader(set_id, self.at("sets", set_id, "manifest.json"), wait_s, make)
+
+    def claim(self, set_id: str, make: bool = True) -> ContextManager[bool]:
+        """Keep readers away from a set while the block runs. Gives False when one is at work on it."""
+        return self.locks.claim(set_id, self.at("sets", set_id, "manifest.json"), make)
+
+    def scratch(self, parent: str) -> ContextManager[str]:
+        """Have a folder in ``tmp`` or ``cache`` for a reader's plain images, which no writer sweeps while the block runs."""
+        return self.locks.scratch(self.at(parent))
 
     # sets -----------------------------------------------------------------------------------------
 
@@ -146,19 +174,29 @@ class Store:
         """Return all sets, oldest first by seq. Raises :class:`BackupError` when one can't be read."""
         if not os.path.isdir(self.at("sets")):
             return []
-        found = [self.manifest(name) for name in os.listdir(self.at("sets")) if SET_ID.match(name)]
+        found = []
+        for name in filter(SET_ID.match, os.listdir(self.at("sets"))):
+            try:
+                found.append(self.manifest(name))
+            except BackupError:
+                # Pruned since its name was read.
+                if os.path.lexists(self.at("sets", name)):
+                    raise
         return sorted(found, key=lambda manifest: manifest.seq)
 
     def manifest(self, set_id: str) -> Manifest:
         """Return one set's manifest."""
         path = self.at("sets", set_id, "manifest.json")
-        if not SET_ID.match(set_id) or not os.path.exists(path):
-            raise BackupError(f"there is no set {set_id}", self.path, "List the sets with backup_set_info")
+        missing = BackupError(f"there is no set {set_id}", self.path, "List the sets with backup_set_info")
+        if not SET_ID.match(set_id):
+            raise missing
         try:
             manifest = Manifest.from_json(read_json(path), path)
             if manifest.id != set_id:
                 raise BackupError(f"it says that it is set {manifest.id}", path)
             return manifest
+        except (FileNotFoundError, NotADirectoryError):
+            raise missing from None
         except OpskitError as error:
             raise BackupError(
                 f"the manifest of set {set_id} can't be read ({error.what})",
@@ -291,25 +329,33 @@ class Store:
     def sweep(self) -> None:
         """Remove what an interrupted run left. Only for the one writer."""
         for name in os.listdir(self.at("tmp")):
-            remove_tree(self.at("tmp", name))
-        for name in os.listdir(self.at("cache")):
-            # A rehearsal of a verification takes no lock, so only what no run can be using any more goes.
-            if name.startswith("verify-") and time.time() - os.lstat(self.at("cache", name)).st_mtime > ABANDONED_S:
-                remove_tree(self.at("cache", name))
+            if not name.startswith(READER):
+                remove_tree(self.at("tmp", name))
+        self.sweep_readers()
+
+    def sweep_readers(self) -> None:
+        """Remove what readers left that were killed. For anybody."""
+        for parent in ("tmp", "cache"):
+            if os.path.isdir(self.at(parent)):
+                self.locks.sweep(self.at(parent))
 
     # proofs ---------------------------------------------------------------------------------------
 
     def proof(self, set_id: str) -> Proof:
         """Return the newest verdict on a set."""
         folder = self.at("proofs", set_id)
-        names = sorted(name for name in os.listdir(folder) if name.endswith(".json")) if os.path.isdir(folder) else []
-        if not names:
-            return NO_PROOF
-        path = os.path.join(folder, names[-1])
+        path = folder
         try:
+            names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
+            if not names:
+                return NO_PROOF
+            path = os.path.join(folder, names[-1])
             value = read_json(path)
             failures = [{"object": str(item["object"]), "reason": str(item["reason"])} for item in value["failures"]]
             return Proof(LEVELS[LEVELS.index(value["level"])], bool(value["ok"]), parse_rfc3339(value["time"]), failures)
+        except FileNotFoundError:
+            # None was made, or the set is being pruned.
+            return NO_PROOF
         except (OpskitError, KeyError, TypeError, ValueError) as error:
             raise BackupError(f"this proof is damaged ({error})", path, "Remove it and verify the set again") from None
 
@@ -319,23 +365,33 @@ class Store:
         return proof.ok and proof.level == "content"
 
     def write_proof(self, set_id: str, level: str, failures: List[Dict[str, str]], clock: Clock, read: int) -> None:
-        """Record a verification.
+        """Record a verification, unless it is a weaker look that found nothing: it takes nothing away from a stronger one.
 
         :param read: how many objects were read; those that an earlier proof vouches for do not count
         """
-        make_dir(self.at("proofs", set_id))
-        now = clock.now()
-        # An earlier clock must not make the newer verdict the older one.
-        number = len(os.listdir(self.at("proofs", set_id))) + 1
-        value: Dict[str, Any] = {
-            "set": set_id,
-            "level": level,
-            "ok": not failures,
-            "time": rfc3339(now),
-            "failures": failures,
-            "objects_read": read,
-        }
-        publish_json(self.at("proofs", set_id, f"{number:06d}-{now.strftime('%Y%m%dT%H%M%SZ')}.json"), value)
+        folder = self.at("proofs", set_id)
+        with self.locks.proofs(self.at("proofs")):
+            make_dir(folder)
+            before = self.proof(set_id)
+            if not failures and before.ok and LEVELS.index(level) < LEVELS.index(before.level):
+                return
+            names = os.listdir(folder)
+            for name in names:
+                if ".tmp." in name:
+                    # Its process was killed before it gave it its name.
+                    os.unlink(os.path.join(folder, name))
+            now = clock.now()
+            # An earlier clock must not make the newer verdict the older one, nor must one that was removed.
+            number = max([int(name[:6]) for name in names if name[:6].isdigit()], default=0) + 1
+            value: Dict[str, Any] = {
+                "set": set_id,
+                "level": level,
+                "ok": not failures,
+                "time": rfc3339(now),
+                "failures": failures,
+                "objects_read": read,
+            }
+            publish_json(os.path.join(folder, f"{number:06d}-{now.strftime('%Y%m%dT%H%M%SZ')}.json"), value)
 
     def suspects(self) -> Set[str]:
         """Return the names of the objects that a set's newest proof found damaged, and that no later proof found whole."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Optional, Set, Tuple
@@ -126,8 +125,8 @@ def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callabl
                 store.at("cache"),
                 "Free space and verify again",
             )
-        # In the store, which has the room, but not in its tmp/: another run may sweep that while this one only looks.
-        with tempfile.TemporaryDirectory(prefix="verify-", dir=store.at("cache")) as folder:
+        # In the store, which has the room.
+        with store.scratch("cache") as folder:
             plain = os.path.join(folder, "image")
             images.unpack(store, image, plain)
             checks = checkers[image.engine](plain, image.facts)
@@ -171,25 +170,39 @@ class VerifySets(Operation):
         self.lock_timeout_s = lock_timeout_s
         self.verdicts: List[Verdict] = []
         self.recorded = False
+        self.is_real = False
+        """Not a rehearsal."""
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         self.store.open()
-        with self.store.writer(self.lock_timeout_s):
-            yield
+        self.store.require_locks()
+        self.store.require_owner()
+        self.store.sweep_readers()
+        self.is_real = True
+        yield
 
     def plan(self) -> Plan:
         self.store.open()
+        self.store.require_locks()
         plan = Plan("verified")
         for manifest in self._chosen():
-            failures, read = verify_objects(self.store, manifest, self.level, self.checkers)
-            self.verdicts.append(Verdict(manifest, failures, read))
-            before = self.store.proof(manifest.id)
-            if failures and before.ok:
-                plan.add("record proof", manifest.id, f"failed: {failures[0]['reason']}")
-            elif not failures and (not before.ok or LEVELS.index(before.level) < LEVELS.index(self.level)):
-                plan.add("record proof", manifest.id, f"{self.level} verified, before: {before.level if before.ok else 'failed'}")
+            # One after the other, so that the others can be pruned meanwhile.
+            with self.store.reading(manifest.id, self.lock_timeout_s, make=self.is_real) as there:
+                if there:
+                    self._verify_one(manifest, plan)
+                elif self.which != "all":
+                    raise BackupError(f"set {manifest.id} was pruned just now", self.store.path, "List the sets with backup_set_info")
         return plan
+
+    def _verify_one(self, manifest: Manifest, plan: Plan) -> None:
+        failures, read = verify_objects(self.store, manifest, self.level, self.checkers)
+        self.verdicts.append(Verdict(manifest, failures, read))
+        before = self.store.proof(manifest.id)
+        if failures and before.ok:
+            plan.add("record proof", manifest.id, f"failed: {failures[0]['reason']}")
+        elif not failures and (not before.ok or LEVELS.index(before.level) < LEVELS.index(self.level)):
+            plan.add("record proof", manifest.id, f"{self.level} verified, before: {before.level if before.ok else 'failed'}")
 
     def _chosen(self) -> List[Manifest]:
         if self.which not in ("all", "latest"):
@@ -200,18 +213,20 @@ class VerifySets(Operation):
         return sets if self.which == "all" else sets[-1:]
 
     def apply(self, plan: Plan) -> None:
-        # A weaker look that found nothing takes nothing away from a stronger one before it, which stays the newest.
         for manifest, failures, read in self.verdicts:
-            before = self.store.proof(manifest.id)
-            if failures or not before.ok or LEVELS.index(self.level) >= LEVELS.index(before.level):
-                self.store.write_proof(manifest.id, self.level, failures, self.clock, read)
+            with self.store.reading(manifest.id, self.lock_timeout_s) as there:
+                # What was pruned since needs no proof.
+                if there:
+                    self.store.write_proof(manifest.id, self.level, failures, self.clock, read)
         self.recorded = True
 
     def verify(self) -> List[Check]:
-        return [
-            Check("proof recorded", self.store.proof(verdict.manifest.id).ok == (not verdict.failures), verdict.manifest.id)
-            for verdict in self.verdicts
-        ]
+        checks = []
+        for manifest, failures, _read in self.verdicts:
+            with self.store.reading(manifest.id, self.lock_timeout_s) as there:
+                if there:
+                    checks.append(Check("proof recorded", self.store.proof(manifest.id).ok == (not failures), manifest.id))
+        return checks
 
     def note(self) -> None:
         # How long ago a set was last read is worth knowing too.

@@ -534,7 +534,7 @@ def test_options_out_of_range(untouched: App, monkeypatch: pytest.MonkeyPatch, o
 def test_tar_is_not_installed(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = os.path.join(app.top, "bin")
     os.mkdir(programs)
-    for name in ("zstd", "gzip", "setpriv"):
+    for name in ("zstd", "gzip", "setpriv", "flock"):
         found = shutil.which(name)
         if found:
             os.symlink(found, os.path.join(programs, name))
