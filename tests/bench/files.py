@@ -110,6 +110,8 @@ def main(work: Path, scale: float, rounds: int, python: str) -> None:
         _print_times("cold" if cold else "warm", results["cold" if cold else "warm"], tools)
     _print_sizes("MB", [STORED, ADDED_NOTHING, ADDED], results["warm"], tools)
     _print_sizes("peak memory, MB", TIMED, results["memory"], tools)
+    print(f"\nA backup of {Opskit.name} is timed without reading it back (verify: none), as the others are; its own default adds that.")
+    print(f"{PROJECT}: of {Opskit.name} by hand, as the README.txt of a store says, every file compared with its hash.")
     for tool in tools:
         shutil.rmtree(tool.store)
     shutil.rmtree(app.root)
