@@ -12,7 +12,7 @@ help:
 	@echo "make demo        back up, destroy and restore an example application (no root, no containers)"
 	@echo "make test        every check and test; PARTS='lint units' runs only these"
 	@echo "make lint        the quick checks of style, types and documentation"
-	@echo "make bench       time backup and restore beside tar, restic and borg"
+	@echo "make bench       time backup and restore beside tar, restic and borg; PARTS='files days', OPTIONS='--rounds 1'"
 	@echo "make soak        the tests again with the counts that the claims need"
 	@echo "make lab         boot the hosts of the lab, containers with systemd: Debian 12 and 13 (podman)"
 	@echo "make lab-down    remove them; IMAGES=keep keeps the images for the next time"
@@ -44,7 +44,7 @@ bench:
 	@tests/tools/need bench
 	@tests/tools/venv e2e
 	@$(PYTHON) tests/tools/collection.py
-	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/e2e/bin:$$PATH" $(ANSIBLE) tests/bench/run
+	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/e2e/bin:$$PATH" $(ANSIBLE) tests/bench/run $(PARTS) $(OPTIONS)
 
 lab:
 	@tests/tools/need lab
