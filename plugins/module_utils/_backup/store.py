@@ -152,9 +152,12 @@ class Store:
     def manifest(self, set_id: str) -> Manifest:
         """Return one set's manifest."""
         path = self.at("sets", set_id, "manifest.json")
-        if not SET_ID.match(set_id) or not os.path.exists(path):
+        if not SET_ID.match(set_id) or not os.path.isdir(os.path.dirname(path)):
             raise BackupError(f"there is no set {set_id}", self.path, "List the sets with backup_set_info")
         try:
+            if not os.path.exists(path):
+                # A set gets its name with its manifest in it, so somebody has taken that away.
+                raise BackupError("it is missing", path)
             manifest = Manifest.from_json(read_json(path), path)
             if manifest.id != set_id:
                 raise BackupError(f"it says that it is set {manifest.id}", path)
