@@ -101,6 +101,9 @@ class Trial:
     def half(self) -> None:
         """Right after the fault: what was good is good, and the live state is all old, or each root of a restore all new."""
         whole(self.app, self.kept, really_all=SOAK)
+        # Nor is a good one held for a bad one.
+        standing = {one["id"]: one["verified"] for one in self.app.info()["sets"]}
+        assert {standing[set_id] for set_id in self.kept} == {"content"}
         for set_id in set(sets_of(self.app)) - set(self.kept):
             # Where a set was being pruned it is all there or not a set any more; a new one is whole or was never verified.
             failure = self.app.verify(check=True, set=set_id)["failure"]
