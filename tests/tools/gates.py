@@ -41,6 +41,7 @@ TARGET_PYTHONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 UNITS_PYTHONS = ("3.8", "3.13")
 COVERAGE_PERCENT = 90
 COMMAND_SECONDS = 1800  # far above what any takes; a test that hangs ends as a failure
+STORE_SECONDS = 4 * COMMAND_SECONDS  # thousands of faults, each with a backup and a restore after it
 
 # Warnings that an operator is meant to see and a test provokes: regular expressions, each with its reason beside it.
 EXPECTED_WARNINGS: tuple[str, ...] = (
@@ -108,7 +109,9 @@ def report(title: str, problem: str, passed: int | None = None, failed: int = 0,
         print("    " + problem.replace("\n", "\n    "), flush=True)
 
 
-def command(title: str, *argv: object, cwd: Path = COPY, bin_folder: Path = TOOLS, **extra: str) -> tuple[bool, str, float]:
+def command(
+    title: str, *argv: object, cwd: Path = COPY, bin_folder: Path = TOOLS, deadline: int = COMMAND_SECONDS, **extra: str
+) -> tuple[bool, str, float]:
     """Run one command to its end or deadline; its output goes to a log. Returns success, the output and seconds."""
     log = LOG / f"{current.name}-{re.sub('[^a-z0-9]+', '-', title.lower())}.log"
     started = time.monotonic()
@@ -123,9 +126,9 @@ def command(title: str, *argv: object, cwd: Path = COPY, bin_folder: Path = TOOL
             start_new_session=True,
         )
         try:
-            status = process.wait(COMMAND_SECONDS)
+            status = process.wait(deadline)
         except subprocess.TimeoutExpired:
-            out.write(f"\nStopped: not finished after {COMMAND_SECONDS} s\n".encode())
+            out.write(f"\nStopped: not finished after {deadline} s\n".encode())
             status = -1
         finally:
             try:
@@ -178,12 +181,18 @@ def tests(title: str, junit: Iterable[Path], success: bool, output: str, seconds
     report(f"{title}: {passed} of {len(cases)} tests", problem, passed, failed, seconds)
 
 
-def pytest(title: str, folder: str, bin_folder: Path, *options: str) -> None:
+def pytest(title: str, folder: str, bin_folder: Path, *options: str, deadline: int = COMMAND_SECONDS, table: str = "") -> None:
+    """Run the tests of a folder.
+
+    :param table: where those that count faults write what they counted
+    """
     junit, ansible_log = LOG / f"{current.name}.xml", LOG / f"{current.name}-ansible.log"
     junit.unlink(missing_ok=True)
     ansible_log.unlink(missing_ok=True)
     argv = [bin_folder / "python", "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={junit}", *options, folder]
-    success, output, seconds = command(title, *argv, bin_folder=bin_folder, ANSIBLE_LOG_PATH=str(ansible_log))
+    success, output, seconds = command(
+        title, *argv, bin_folder=bin_folder, deadline=deadline, ANSIBLE_LOG_PATH=str(ansible_log), OPSKIT_FAULT_MATRIX=table
+    )
     tests(title, [junit] if junit.exists() else [], success, output, seconds)
     if ansible_log.exists():  # every ansible-playbook that the tests started has written to it
         report("no warning or deprecation from Ansible", warnings_in(ansible_log.read_text(errors="replace")))
@@ -355,8 +364,15 @@ def rehearsal(output: str) -> str:
 
 @part("tests/unit")
 def store() -> None:
-    """The store's unit tests in the size of `make soak`; in the usual one they are among the units."""
-    pytest("pytest", "tests/unit/plugins/module_utils/_backup", TOOLS)
+    """The store's unit tests in the size of `make soak`; in the usual one they are among the units. Ends with the fault matrix."""
+    table = LOG / "fault-matrix.txt"
+    table.unlink(missing_ok=True)
+    folder = "tests/unit/plugins/module_utils/_backup"
+    pytest("pytest", folder, TOOLS, deadline=STORE_SECONDS, table=str(table))
+    if table.exists():
+        print("    " + table.read_text().rstrip().replace("\n", "\n    "), flush=True)
+    else:
+        report("the fault matrix", "no table was written")
 
 
 SOAK_ONLY = ("store",)

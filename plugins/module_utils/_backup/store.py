@@ -188,18 +188,20 @@ class Store:
         """Return one set's manifest."""
         path = self.at("sets", set_id, "manifest.json")
         missing = BackupError(f"there is no set {set_id}", self.path, "List the sets with backup_set_info")
-        if not SET_ID.match(set_id):
+        if not SET_ID.match(set_id) or not os.path.isdir(os.path.dirname(path)):
             raise missing
         try:
             manifest = Manifest.from_json(read_json(path), path)
             if manifest.id != set_id:
                 raise BackupError(f"it says that it is set {manifest.id}", path)
             return manifest
-        except (FileNotFoundError, NotADirectoryError):
-            raise missing from None
-        except OpskitError as error:
+        except (OSError, OpskitError) as error:
+            if not os.path.isdir(os.path.dirname(path)):
+                # Pruned meanwhile.
+                raise missing from None
+            # A set gets its name with its manifest in it, so where that is missing, somebody has taken it away.
             raise BackupError(
-                f"the manifest of set {set_id} can't be read ({error.what})",
+                f"the manifest of set {set_id} can't be read ({error.what if isinstance(error, OpskitError) else error.strerror})",
                 path,
                 "Move the folder of this set out of the store and run again; other sets do not need it",
             ) from None

@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Set, Tuple
 
 import pytest
 from hypothesis import given, settings
@@ -24,8 +25,16 @@ from ansible_collections.opskit.runbooks.plugins.module_utils._backup.retention 
     days_lost,
     decide,
 )
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import parse_rfc3339
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
-from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import App, FakeClock, flip_bit, plan_of
+from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import (
+    SOAK,
+    App,
+    FakeClock,
+    add_rows,
+    flip_bit,
+    plan_of,
+)
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=timezone.utc)
 
@@ -160,6 +169,51 @@ def build(tmp_path: Path, count: int, hours: float = 24) -> App:
         app.backup()
         clock.forward(hours=hours)
     return app
+
+
+DAYS_WORK = st.lists(
+    st.tuples(
+        st.sets(st.sampled_from(["config/gateway.toml", "data/uploads/1.txt", "projects/a/files/7.txt", "rows"])),
+        st.sampled_from(["content", "content", "content", "none"]),
+        st.sampled_from([-40 * 24, -25, 0, 1, 23, 24, 24, 26, 8 * 24, 31 * 24]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+"""What changes before a set, how it is verified, and the hours from it to the next one."""
+
+
+@settings(max_examples=150 if SOAK else 6, deadline=None)
+@given(DAYS_WORK, POLICIES)
+def test_pruning_takes_no_object_that_a_kept_set_needs(work: List[Tuple[Set[str], str, int]], policy: Policy) -> None:
+    """Real sets that share objects: what is left is whole, and nothing else is left."""
+    with tempfile.TemporaryDirectory() as top:
+        clock = FakeClock(datetime(2026, 3, 2, 2, tzinfo=timezone.utc))
+        app = App(top, clock).build(rows=10)
+        for number, (changes, level, hours) in enumerate(work):
+            for path in changes - {"rows"}:
+                app.write(path, f"{number:3}\n" * 50)
+            if "rows" in changes:
+                add_rows(app.at("data/app.db"), 3)
+            app.backup(verify=level, unchanged_interval=0, shrink_limit=0)
+            clock.forward(hours=hours)
+        before = app.info()["sets"]
+        past = [one for one in before if parse_rfc3339(one["time"]) <= clock.now() + FUTURE]
+        options: Dict[str, Any] = dict(policy._asdict(), delete_more_than_half=True)
+        result = app.prune(**options)
+        left = [one["id"] for one in app.info()["sets"]]
+        assert left == [one["id"] for one in before if one["id"] not in {gone["id"] for gone in result["deleted"]}]
+        # Newest goes by the order in which they were made.
+        assert {one["id"] for one in before if one not in past} <= set(left)
+        assert {one["id"] for one in [one for one in past if one["verified"] == "content"][:1]} <= set(left)
+        assert not past or past[0]["id"] in left
+        needed: Set[str] = set()
+        for one in left:
+            lines = Path(app.set_file(one, "SHA256SUMS")).read_text().splitlines()
+            needed.update(os.path.basename(line) for line in lines if "/objects/" in line)
+        assert {os.path.basename(path) for path in app.objects()} == needed
+        assert app.verify(check=True, set="all")["failure"] == ""
+        assert not app.prune(**options)["changed"]
 
 
 def test_pruning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
