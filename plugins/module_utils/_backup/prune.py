@@ -44,8 +44,7 @@ class Prune(Operation):
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         self.store.open()
-        with self.store.writer(self.lock_timeout_s):
-            self.store.sweep_readers()
+        with self.store.writer(self.lock_timeout_s), self.store.swept():
             yield
 
     def plan(self) -> Plan:

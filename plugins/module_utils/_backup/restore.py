@@ -122,8 +122,8 @@ class Restore(Operation):
                 locks.enter_context(self.store.writer(self.options.lock_timeout_s))
             if self.state in ("staged", "restored"):
                 self._hold(locks)
-            self.store.sweep_readers()
-            yield
+            with self.store.swept():
+                yield
 
     def _hold(self, locks: ExitStack) -> None:
         """Find the set and keep it from being deleted."""

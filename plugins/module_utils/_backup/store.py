@@ -335,6 +335,13 @@ class Store:
                 remove_tree(self.at("tmp", name))
         self.sweep_readers()
 
+    @contextmanager
+    def swept(self) -> Iterator[None]:
+        """Remove what killed readers left, before the block and after it: at first, a child of theirs may still be dying."""
+        self.sweep_readers()
+        yield
+        self.sweep_readers()
+
     def sweep_readers(self) -> None:
         """Remove what readers left that were killed. For anybody."""
         for parent in ("tmp", "cache"):

@@ -178,9 +178,9 @@ class VerifySets(Operation):
         self.store.open()
         self.store.require_locks()
         self.store.require_owner()
-        self.store.sweep_readers()
         self.is_real = True
-        yield
+        with self.store.swept():
+            yield
 
     def plan(self) -> Plan:
         self.store.open()
