@@ -84,6 +84,9 @@ def main(work: Path, scale: float, count: int, python: str) -> None:
         ("backups and retention, minutes", [f"{seconds[tool.name] / 60:.1f}" if seconds[tool.name] else "-" for tool in tools]),
     ]
     measure.table(f"after {count} days", [tool.name for tool in tools], rows)
+    print("\nWhat waits in a store's trash counts as gone.")
+    if scale < 1:
+        print("Shards, packs and segments have the same size at every scale, so here each change costs more of the whole than at scale 1.")
     for tool in tools:
         shutil.rmtree(tool.store)
     shutil.rmtree(app.root)
