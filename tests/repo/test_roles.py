@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,3 +70,22 @@ def test_included_entry_points_have_a_spec() -> None:
     used = {(str(path.relative_to(ROOT)), *entry) for path in files for entry in entry_points_used(read(path))}
     ours = {entry for entry in used if (ROOT / "roles" / entry[1]).is_dir()}
     assert [entry for entry in sorted(ours) if entry[2] not in specs(ROOT / "roles" / entry[1])] == []
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        ("active inactive", 0),
+        ("inactive activating", 0),
+        ("deactivating", 0),
+        ("inactive failed unknown", 1),
+        ("", 126),
+    ],
+)
+def test_units_at_work(tmp_path: Path, states: str, status: int) -> None:
+    """The role backup asks systemd whether an application that it stops writes nothing."""
+    (tmp_path / "systemctl").write_text("#!/bin/sh\n[ \"$*\" = 'is-active a b' ] && printf '%s\\n' $STATES; exit 3\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    script = read(ROOT / "roles/backup/vars/main.yml")["__backup_units_at_work"]
+    done = subprocess.run(["sh", "-c", script, "units", "a", "b"], env={"PATH": f"{tmp_path}:/usr/bin:/bin", "STATES": states}, check=False)
+    assert done.returncode == status
