@@ -88,3 +88,22 @@ def test_lease_looks_at_the_locks_of_the_store(variables: dict[str, str], locks:
     argv = ["ansible", "localhost", "-c", "local", "-m", "ansible.builtin.debug", "-a", "var=lease_locks", "-e", json.dumps(given)]
     done = subprocess.run([*argv, "-e", files[0], "-e", files[1]], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.partition("=>")[2])["lease_locks"] == ["/state/restore.lock", *locks]
+
+
+@pytest.mark.parametrize(
+    ("states", "status"),
+    [
+        ("active inactive", 0),
+        ("inactive activating", 0),
+        ("deactivating", 0),
+        ("inactive failed unknown", 1),
+        ("", 126),
+    ],
+)
+def test_units_at_work(tmp_path: Path, states: str, status: int) -> None:
+    """The role backup asks systemd whether an application that it stops writes nothing."""
+    (tmp_path / "systemctl").write_text("#!/bin/sh\n[ \"$*\" = 'is-active a b' ] && printf '%s\\n' $STATES; exit 3\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    script = read(ROOT / "roles/backup/vars/main.yml")["__backup_units_at_work"]
+    done = subprocess.run(["sh", "-c", script, "units", "a", "b"], env={"PATH": f"{tmp_path}:/usr/bin:/bin", "STATES": states}, check=False)
+    assert done.returncode == status

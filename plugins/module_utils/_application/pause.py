@@ -138,6 +138,7 @@ class CommandPause:
         self._since = 0.0
         self._seen = b""
         self._idle = False
+        self._begun = False
 
     # what a run that died has left -----------------------------------------------------------------
 
@@ -190,7 +191,7 @@ class CommandPause:
 
     def begin(self) -> None:
         """Have the application write nothing any more. Raises :class:`OpskitError`; then it goes on writing."""
-        self._idle = False
+        self._idle = self._begun = False
         try:
             self._take_lock()
             if self._kind == "stop" and self._check and not self._is_so()[0]:
@@ -286,6 +287,7 @@ class CommandPause:
         what = "stopping the application" if self._kind == "stop" else "pausing writes"
         # The lock is its standard input: what it has started and is still at work when this process is killed keeps the watchdog waiting.
         self._command(self._begin, self._seconds, what, stdin=self._handle)
+        self._begun = True
         if not self._check:
             return
         if self._kind == "stop":
@@ -301,8 +303,8 @@ class CommandPause:
         try:
             self._command(self._end, END_S, "ending it again")
         except OpskitError as second:
-            if self._kind == "hook" and not isinstance(error, _Late):
-                # It was never paused: a hook that fails pauses nothing, and one that does not run any more can't be resumed.
+            if self._kind == "hook" and not self._begun and not isinstance(error, _Late):
+                # A hook that fails pauses nothing, and an application that does not run can do neither.
                 self._forget()
                 self._release()
                 return error
@@ -368,7 +370,7 @@ class CommandPause:
             run(argv, deadline_s, env=dict(os.environ), stdin=stdin)
         except CommandError as error:
             kind = _Late if isinstance(error, CommandTimeout) else OpskitError
-            raise kind(f"{what} failed: {error.what}", shlex.join(argv), "See that this command works on the host") from None
+            raise kind(f"{what} failed: {error.what}", _shown(argv), "See that this command works on the host") from None
 
     def _is_so(self) -> Tuple[bool, bytes]:
         """Return whether the check ended with 0, and what it printed. Raises :class:`OpskitError` when it could not be run."""
@@ -376,7 +378,7 @@ class CommandPause:
             # 126 and 127 say that there was nothing to run.
             done = run(self._check, CHECK_S, env=dict(os.environ), ok=range(126))
         except CommandError as error:
-            raise OpskitError(f"asking the application failed: {error.what}", shlex.join(self._check), "Mend this command") from None
+            raise OpskitError(f"asking the application failed: {error.what}", _shown(self._check), "Mend this command") from None
         return done.returncode == 0, done.stdout.strip()
 
     def _wait(self, reached: Callable[[], bool], seconds: float) -> bool:
@@ -403,6 +405,11 @@ class CommandPause:
 
 class _Late(OpskitError):
     """A command ran over its deadline, so nobody knows what it has done."""
+
+
+def _shown(argv: Sequence[str]) -> str:
+    """Return a command on one line; an argument may be a script."""
+    return " ".join(shlex.join(argv).split())
 
 
 def _content(path: str) -> bytes:

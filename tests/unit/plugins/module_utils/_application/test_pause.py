@@ -22,6 +22,7 @@ import pytest
 from ansible_collections.opskit.runbooks.plugins.module_utils._application import pause as module
 from ansible_collections.opskit.runbooks.plugins.module_utils._application.pause import CommandPause
 from ansible_collections.opskit.runbooks.plugins.module_utils._application.wiring import build_pause
+from ansible_collections.opskit.runbooks.plugins.module_utils._core import lock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 
@@ -134,8 +135,8 @@ class Application:
 
     def watched(self) -> bool:
         """Whether a watchdog is there."""
-        lock = self.state / "pause/watchdog"
-        return lock.exists() and subprocess.run(["flock", "--nonblock", str(lock), "true"], check=False).returncode != 0
+        held = self.state / "pause/watchdog"
+        return held.exists() and subprocess.run(["flock", "--nonblock", str(held), "true"], check=False).returncode != 0
 
 
 def wait_until(reached: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -334,6 +335,15 @@ def test_hook_of_an_application_that_does_not_run(still: Application) -> None:
     assert not still.record.exists()
 
 
+def test_hook_that_nobody_can_ask_or_end(app: Application) -> None:
+    """It may hold, so its record stays."""
+    with pytest.raises(OpskitError, match=r"asking the application failed: exit code 127.*; then ending it again failed: exit code 1"):
+        app.hook(end=["false"], check=["/no/such/program"]).begin()
+    assert app.record.exists()
+    app.record.unlink()
+    app.call("resume")
+
+
 def test_begin_without_effect(app: Application) -> None:
     with pytest.raises(OpskitError, match="does not hold its writes"):
         app.hook(begin=["true"]).begin()
@@ -422,7 +432,8 @@ def test_full_or_forbidden_state_folder(app: Application) -> None:
     assert app.writes()
 
 
-def test_two_at_once(app: Application) -> None:
+def test_two_at_once(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "GRACE_S", 0.1)
     first = app.hook()
     first.begin()
     with pytest.raises(OpskitError, match="another run is at work here"):
@@ -649,6 +660,7 @@ def test_recover_with_a_damaged_record(app: Application, content: str) -> None:
 
 def test_recover_leaves_a_pause_alone_that_is_held(app: Application, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BUSY_S", 0)
+    monkeypatch.setattr(lock, "GRACE_S", 0.1)
     pause = app.hook()
     pause.begin()
     assert "the pause of another run is still held" in app.hook().recover()
