@@ -55,7 +55,7 @@ def row(fault: str, operation: str) -> Iterator[Row]:
         with open(TABLE, "a", encoding="utf-8") as stream:
             if stream.tell() == 0:
                 stream.write(f"{'fault':42} {'operation':34} {'trials':>6} {'held':>6} {'seconds':>8}\n")
-            stream.write(f"{fault:42} {operation:22} {one.trials:6} {held:6} {time.monotonic() - started:8.1f}\n")
+            stream.write(f"{fault:42} {operation:34} {one.trials:6} {held:6} {time.monotonic() - started:8.1f}\n")
     assert one.trials
     assert not one.failures, f"{held} of {one.trials} held; the first that did not: {one.failures[0]}"
 

@@ -157,7 +157,7 @@ def test_killed_in_place_of_each_change(world: World, tmp_path: Path, operation:
     counted = trial(world, tmp_path, operation)
     total = number_of_changes(lambda: counted.run(counted.app))
     with row("SIGKILL in place of a change", operation) as one:
-        for number in spread(total, total if SOAK else 4):
+        for number in spread(total, total if SOAK else 3):
             with one.trial(f"change {number} of {total}"):
                 it = trial(world, tmp_path, operation)
                 assert killed_at(number, lambda it=it: it.run(it.app))  # type: ignore[misc]
@@ -174,7 +174,7 @@ def test_killed_at_any_moment(world: World, tmp_path: Path, operation: str) -> N
     lasted = time.monotonic() - started
     hit = 0
     with row("SIGKILL at any moment, children too", operation) as one:
-        for number in range(100 if SOAK else 3):
+        for number in range(100 if SOAK else 2):
             # In a pattern over the whole course, and a bit off it each time.
             moment = lasted * ((number * 0.618) % 1 * 0.9 + dice.random() * 0.1)
             with one.trial(f"{moment:.4f} of {lasted:.4f} s"):
@@ -328,7 +328,7 @@ def damage_row(world: World, tmp_path: Path, kind: str) -> None:
     if not (tmp_path / "top").exists():
         world.copy(str(tmp_path / "top"))
     for fault, damage, count in DAMAGES:
-        with row(fault, kind) as one:
+        with row(fault, kind if kind in OWN else f"object *{kind}") as one:
             for number in range(count):
                 with one.trial(number):
                     # Most bits do the same to the sets after them.
