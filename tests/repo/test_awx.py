@@ -121,7 +121,7 @@ def test_execution_environment(tmp_path: Path) -> None:
     """ansible-builder takes the file; the image itself is not built here."""
     shutil.copytree(AWX, tmp_path / "awx")
     # Told, because it names the file after the program that it finds.
-    argv = ["ansible-builder", "create", "-f", "execution-environment.yml", "-c", "context", "--container-runtime", "podman"]
+    argv = ["ansible-builder", "create", "-f", "execution-environment.yml", "-c", "context", "--output-filename", "Containerfile"]
     done = subprocess.run(argv, cwd=tmp_path / "awx", capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     containerfile = (tmp_path / "awx/context/Containerfile").read_text()

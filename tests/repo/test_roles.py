@@ -85,7 +85,20 @@ def test_included_entry_points_have_a_spec() -> None:
 def test_lease_looks_at_the_locks_of_the_store(variables: dict[str, str], locks: list[str]) -> None:
     given = {"application_name": "gateway", "application_state_dir": "/state", **variables}
     files = [f"@{ROOT}/roles/lease/{name}/main.yml" for name in ("vars", "defaults")]
-    argv = ["ansible", "localhost", "-c", "local", "-m", "ansible.builtin.debug", "-a", "var=lease_locks", "-e", json.dumps(given)]
+    argv = [
+        "ansible",
+        "localhost",
+        "-i",
+        "localhost,",
+        "-c",
+        "local",
+        "-m",
+        "ansible.builtin.debug",
+        "-a",
+        "var=lease_locks",
+        "-e",
+        json.dumps(given),
+    ]
     done = subprocess.run([*argv, "-e", files[0], "-e", files[1]], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.partition("=>")[2])["lease_locks"] == ["/state/restore.lock", *locks]
 

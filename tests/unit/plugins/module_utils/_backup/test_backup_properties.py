@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import tempfile
+import zlib
 from datetime import datetime, timezone
 from typing import Any, Dict, List, Set, Tuple, Union
 
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup import archive, shards
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.exchange import PHASES, Carry, Journal, Swap
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.manifest import (
+    STALE,
     Image,
     Manifest,
     Record,
@@ -105,8 +107,14 @@ def test_any_change_is_another_fingerprint(entries: List[Entry], data: st.DataOb
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(st.lists(ENTRIES, max_size=4), STAMPS)
 def test_what_was_touched_just_now_is_not_settled(entries: List[Entry], scanned: int) -> None:
-    late = [entry for entry in entries if entry.ctime_ns >= scanned - 2 * 10**9]
-    assert shards.is_settled(entries, scanned) == (not late)
+    printed, width = shards.prints(entries, scanned), len(shards.UNSETTLED)
+    assert len(printed) == width * len(entries)
+    for index, entry in enumerate(entries):
+        late = entry.ctime_ns >= scanned - 2 * 10**9
+        assert shards.is_settled(entry, scanned) == (not late)
+        mine = printed[width * index : width * index + width]
+        assert mine == (shards.UNSETTLED if late else shards.member_print(entry))
+        assert shards.member_print(entry) != shards.UNSETTLED
 
 
 # the file list and the manifest -------------------------------------------------------------------
@@ -212,7 +220,8 @@ MANIFESTS = st.builds(
     databases=st.lists(IMAGES, max_size=2),
     files=HASHES,
     new_bytes=NUMBERS,
-    guarantee=st.just("none"),
+    guarantee=st.sampled_from(["none", "paused", "stopped"]),
+    pause_s=st.floats(0, 3600),
 )
 
 
@@ -224,7 +233,7 @@ def test_a_manifest_is_read_as_it_was_written(manifest: Manifest) -> None:
     assert read == manifest
     assert read.objects == manifest.objects
     assert json.dumps(read.as_json(), sort_keys=True) == written
-    images = {name for one in manifest.databases for name in (one.object, one.beside)}
+    images = {name for one in manifest.databases for name in (one.object, one.beside, one.base)}
     assert set(manifest.objects) == {one.object for one in manifest.shards} | images - {""}
 
 
@@ -249,10 +258,11 @@ TREES = st.dictionaries(
 
 def entries_of(tree: Dict[str, Tuple[str, int, int]]) -> List[Entry]:
     entries = []
-    for number, path in enumerate(sorted(tree)):
+    for path in sorted(tree):
         kind, size, group = tree[path]
         # Names of one inode are one file: the same size, and all of them files.
-        entries.append(entry_of(path, kind, size, group if kind == "file" and size == 1 else 10 + number))
+        own = 10 + zlib.crc32(os.fsencode(path))
+        entries.append(entry_of(path, kind, size, group if kind == "file" and size == 1 else own))
     links = [entry for entry in entries if entry.links > 1]
     names: Dict[int, int] = {}
     for entry in links:
@@ -260,66 +270,97 @@ def entries_of(tree: Dict[str, Tuple[str, int, int]]) -> List[Entry]:
     return [entry._replace(links=names.get(entry.inode, 1)) for entry in entries]
 
 
-def homes(groups: List[shards.Group]) -> Dict[str, str]:
-    return {entry.path: group.id for group in groups for entry in group.entries}
-
-
-def previous_of(groups: List[shards.Group]) -> Dict[str, shards.Previous]:
-    known = {}
-    for group in groups:
-        records = [record(group.root.name, entry.path, entry.type, entry.size, 0, (0, 0, "", ""), 0) for entry in group.entries]
-        known[group.id] = shards.Previous(Shard(group.id, group.root.name, "x", "x", len(records), 0, 0, group.logs), records)
-    return known
-
-
 SOURCE = Source({"data": "/nowhere/data"}, projects="/nowhere/data/projects")
 ROOT = Root("data", "/nowhere/data", False)
+Stored = Dict[str, shards.Kept]
 
 
-def check_groups(groups: List[shards.Group], entries: List[Entry]) -> None:
-    # Each entry in exactly one of them, none of them empty, and no two of the same name.
-    assert sorted(entry for group in groups for entry in group.entries) == sorted(entries)
-    assert all(group.entries for group in groups)
-    assert len({group.id for group in groups}) == len(groups)
-    inodes: Dict[int, Set[str]] = {}
-    for group in groups:
-        assert group.entries == sorted(group.entries)
+def stored(layout: shards.Layout) -> Stored:
+    """Return what a set holds once everything of a layout is stored."""
+    found = {kept.known.shard.id: kept for kept in layout.kept}
+    for group in layout.groups:
+        firsts: Dict[int, str] = {}
+        records = []
         for entry in group.entries:
-            assert (entry.type != "file" or entry.size == 0) == group.id.endswith("-tree")
+            first = firsts.setdefault(entry.inode, entry.path) if entry.type == "file" else entry.path
+            link = first if first != entry.path else ""
+            records.append(record("data", entry.path, entry.type, entry.size, 0, (0, 0, "", ""), 0, link=link))
+        shard = Shard(group.id, group.root.name, "x", "x", len(records), group.bytes, 0, group.logs)
+        found[group.id] = shards.Kept(shards.Known(shard, records, []), group.entries)
+    return found
+
+
+def arrange(entries: List[Entry], before: Stored, logs: bool = False, late: bool = False) -> shards.Layout:
+    def judge(known: shards.Known, members: List[Entry]) -> shards.Judgement:
+        then = {entry.path: entry for entry in before[known.shard.id].entries}
+        return shards.Judgement("", [entry.path for entry in members if entry[:9] != then[entry.path][:9]])
+
+    return shards.arrange(SOURCE, ROOT, entries, logs, {key: kept.known for key, kept in before.items()}, judge, late)
+
+
+def check_layout(layout: shards.Layout, entries: List[Entry], before: Stored, late: bool = False) -> None:
+    # Each entry in exactly one of them, none of them empty, and no two of the same name.
+    places = {kept.known.shard.id: kept.entries for kept in layout.kept}
+    assert len(places) == len(layout.kept)
+    assert not set(places) & {group.id for group in layout.groups}
+    places.update((group.id, group.entries) for group in layout.groups)
+    assert len(places) == len(layout.kept) + len(layout.groups)
+    assert sorted(entry for members in places.values() for entry in members) == sorted(entries)
+    assert all(places.values())
+    assert set(layout.reasons) == {group.id for group in layout.groups}
+    assert all(layout.reasons.values())
+    inodes: Dict[int, Set[str]] = {}
+    for key, members in places.items():
+        assert members == sorted(members)
+        for entry in members:
+            assert (entry.type != "file" or entry.size == 0) == shards.is_tree(key)
             if entry.type == "file" and entry.size:
-                inodes.setdefault(entry.inode, set()).add(group.id)
+                inodes.setdefault(entry.inode, set()).add(key)
     assert all(len(found) == 1 for found in inodes.values())
+    for kept in layout.kept:
+        # All members of the archive are accounted for, and those that count can be extracted without the others.
+        known = kept.known
+        valid, stale = [{get_text(value, "path") for value in records} for records in (known.records, known.stale)]
+        then = before[known.shard.id].known
+        assert valid == {entry.path for entry in kept.entries}
+        assert not valid & stale
+        assert len(valid) + len(stale) == len(then.records) + len(then.stale)
+        assert all(value[STALE] is True for value in known.stale)
+        assert not {get_text(value, "link") for value in known.records} & stale
+        assert (known.shard.files, known.shard.bytes) == (len(valid), sum(value.get("size", 0) for value in known.records))
+        waste = sum(value.get("size", 0) for value in known.stale)
+        if stale and not late and len(stale) > len(then.stale):
+            assert waste * shards.STALE_SHARE <= waste + known.shard.bytes
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(TREES, st.booleans())
 def test_every_entry_has_one_shard(tree: Dict[str, Tuple[str, int, int]], logs: bool) -> None:
     entries = entries_of(tree)
-    groups = shards.assign(SOURCE, ROOT, entries, logs, {})
-    check_groups(groups, entries)
-    for group in groups:
+    layout = arrange(entries, {}, logs)
+    check_layout(layout, entries, {})
+    for group in layout.groups:
         # Only what is larger than a shard alone makes a larger one; names of one inode stay together whatever they have.
         assert group.bytes <= shards.SHARD_BYTES or len(group.entries) == 1 or any(entry.links > 1 for entry in group.entries)
-    # What it depends on is the tree, not the order of the disk or another run.
-    assert homes(shards.assign(SOURCE, ROOT, entries, logs, previous_of(groups))) == homes(groups)
+    # Stored once, nothing of it is stored again.
+    again = arrange(entries, stored(layout), logs)
+    check_layout(again, entries, stored(layout))
+    assert (again.groups, again.gone) == ([], 0)
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(TREES, TREES)
-def test_a_file_stays_in_its_shard(before: Dict[str, Tuple[str, int, int]], new: Dict[str, Tuple[str, int, int]]) -> None:
-    old = shards.assign(SOURCE, ROOT, entries_of(before), False, {})
-    entries = entries_of({**new, **before})
-    groups = shards.assign(SOURCE, ROOT, entries, False, previous_of(old))
-    check_groups(groups, entries)
-    then, now = homes(old), homes(groups)
-    linked = {entry.path for entry in entries if entry.links > 1}
-    for path, home in then.items():
-        assert now[path] == home or path in linked
-    # What went takes nothing else along.
-    rest = [entry for entry in entries if entry.path not in new]
-    after = homes(shards.assign(SOURCE, ROOT, rest, False, previous_of(groups)))
-    for entry in rest:
-        assert after[entry.path] == now[entry.path] or entry.path in linked
+@given(st.lists(st.tuples(TREES, st.booleans()), min_size=2, max_size=5))
+def test_day_after_day(days: List[Tuple[Dict[str, Tuple[str, int, int]], bool]]) -> None:
+    """Whatever comes, changes, goes or becomes another kind, also in the last moments before a pause."""
+    before: Stored = {}
+    tree: Dict[str, Tuple[str, int, int]] = {}
+    for number, (new, late) in enumerate(days):
+        # Every other file of before goes.
+        tree = {**dict(sorted(tree.items())[number % 2 :: 2]), **new}
+        entries = entries_of(tree)
+        layout = arrange(entries, before, late=late)
+        check_layout(layout, entries, before, late)
+        before = stored(layout)
 
 
 # the record of a restore --------------------------------------------------------------------------
