@@ -190,7 +190,7 @@ class Opskit(Tool):
     """
 
     name = "opskit.runbooks"
-    aside = ("trash",)
+    aside = ("trash", "cache")  # what is deleted already, and what may be deleted at any time
 
     def __init__(self, work: Path, app: Application, python: str) -> None:
         super().__init__(work, app, python)
@@ -247,20 +247,23 @@ class Opskit(Tool):
 
     def project(self, target: Path) -> None:
         name = self.app.project.name
+        # The members of each shard that count; a stale copy of a file may lie in another one.
         choose = (
             "import json, sys\n"
-            "lines = [json.loads(line) for line in sys.stdin]\n"
+            "lines = [line for line in map(json.loads, sys.stdin) if not line.get('stale')]\n"
             'files = [line for line in lines if line["type"] == "file"]\n'
             'open(sys.argv[1] + "/sums", "w").writelines("%s  %s\\n" % (line["sha256"], line["path"]) for line in files)\n'
-            'wanted = {line["shard"] for line in lines}\n'
             'for shard in json.load(open("manifest.json"))["shards"]:\n'
-            '    if shard["id"] in wanted:\n'
+            '    paths = [line["path"] for line in lines if line["shard"] == shard["id"]]\n'
+            "    if paths:\n"
+            '        open(sys.argv[1] + "/" + shard["object"], "w").write("\\n".join(paths))\n'
             '        print("../../objects/%s/%s" % (shard["object"][:2], shard["object"]))\n'
         )
+        extract = f"tar --extract -p --blocking-factor=512 --directory={target} --no-recursion --verbatim-files-from"
         self.shell(f"""
             cd {self.store}/sets/{self.last["set"]["id"]}
             zstd -dcq files.jsonl.zst | grep '"path":"{name}/' | python3 -c {shlex.quote(choose)} {target} |
-                while read -r object; do zstd -dcq $object | tar --extract -p --blocking-factor=512 --directory={target} {name}; done
+                while read -r object; do zstd -dcq $object | {extract} --files-from={target}/${{object##*/}}; done
             cd {target}
             sha256sum --quiet --check sums
             sync -f {target}

@@ -5,6 +5,8 @@
 
     python3 -c "$(cat strike.py)" '{"module": "backup_restore", "point": "exchanging", "seconds": 0, "state": "...", "store": "..."}'
 
+With "session": true everything dies that is in the cgroup of the module's process, which is its login session.
+
 Prints whether it struck; ends at the latest when its input does. It looks only while the module's process is there, and strikes only
 if what it saw is still so when that stands still.
 """
@@ -58,6 +60,8 @@ def reached(what: dict[str, Any], since: float) -> bool:
     point = what["point"]
     if point == "storing":
         return any((Path(what["store"]) / "tmp").iterdir())
+    if point == "paused":
+        return (Path(what["state"]) / "pause/pause.json").exists()
     if point in ("pg_dump", "pg_restore"):
         return runs(point)
     if point == "after":
@@ -71,6 +75,19 @@ def send(number: signal.Signals, pids: set[int]) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+
+
+def session(pids: set[int]) -> set[int]:
+    """Return all processes that share the cgroup of some, in systemd's own hierarchy or in the only one."""
+    found = set(pids)
+    for pid in pids:
+        lines = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
+        for _number, controllers, path in lines:
+            for top in {"name=systemd": ("/sys/fs/cgroup/systemd",), "": ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")}.get(controllers, ()):
+                listing = Path(f"{top}{path}/cgroup.procs")
+                if path != "/" and listing.exists():
+                    found.update(int(line) for line in listing.read_text().split())
+    return found - {os.getpid()}
 
 
 def main() -> str:
@@ -91,7 +108,7 @@ def main() -> str:
                 send(signal.SIGSTOP, pids)
                 time.sleep(0.02)
                 if reached(what, since):
-                    send(signal.SIGKILL, pids)
+                    send(signal.SIGKILL, session(pids) if what.get("session") else pids)
                     return "struck"
                 send(signal.SIGCONT, pids)
     return "missed"

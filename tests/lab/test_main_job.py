@@ -78,8 +78,10 @@ def test_backup_under_traffic_and_restore_after_everything_is_destroyed(story: S
             wait_until(partial(has_lines, one, 50), "50 acknowledged writes", 60)
         time.sleep(1)  # the ledger's times are compared by the second
         begun = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        backup = story.watched("backup", story.all)
-    story.under_traffic = {name: backup.stats["opskit_backup"][name]["set"]["id"] for name in story.all}
+        backup = story.watched("backup", story.all, "-e", "backup_require_pause=true")
+    made = {name: backup.stats["opskit_backup"][name]["set"] for name in story.all}
+    story.under_traffic = {name: one["id"] for name, one in made.items()}
+    assert {one["guarantee"] for one in made.values()} == {"paused"}
     for host in world.hosts.values():
         assert host.run("dpkg-query", "-W", "-f", "${db:Status-Status}", "zstd") == "installed"
     for number, one in enumerate(world.applications.values()):

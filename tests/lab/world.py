@@ -333,9 +333,22 @@ class World:
         assert "-vvv" in argv or "Traceback (most recent call last)" not in done.stdout, done.stdout
         return Run(done.returncode, done.stdout)
 
-    def strike(self, application: Application, module: str, point: str, everything: bool, argv: list[str], seconds: float = 0) -> bool:
-        """Run and kill the module on the host at a point, with ansible-playbook or without; False when the point was not seen."""
-        what = {"module": module, "point": point, "seconds": seconds, "state": application.state, "store": application.store}
+    def strike(
+        self,
+        application: Application,
+        module: str,
+        point: str,
+        everything: bool,
+        argv: list[str],
+        seconds: float = 0,
+        session: bool = False,
+    ) -> bool:
+        """Run and kill the module on the host at a point, with ansible-playbook or without; False when the point was not seen.
+
+        :param session: kill all that is in its login session, too
+        """
+        what = {"module": module, "point": point, "seconds": seconds, "session": session}
+        what.update(state=application.state, store=application.store)
         watching = application.host.argv("python3", "-c", (HERE / "strike.py").read_text(), json.dumps(what))
         with subprocess.Popen(watching, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watcher:
             process = subprocess.Popen(

@@ -36,6 +36,16 @@ def test_manifest_names_the_application_and_its_database(host: Host, the_set: st
         manifest = json.loads(host.file(f"{the_set}/manifest.json").content_string)
     assert manifest["application"] == "notes"
     assert [(database["name"], database["engine"]) for database in manifest["databases"]] == [("notes", "sqlite")]
+    assert manifest["guarantee"] == "stopped"
+    assert 0 < manifest["pause_s"] < 30
+
+
+def test_what_was_stopped_runs_again_and_would_after_a_power_cut(host: Host) -> None:
+    name = f"opskit-pause-{host.backend.get_hostname()}.service"
+    with host.sudo():
+        assert host.service("notes.service").is_running
+        assert host.service(name).is_enabled
+        assert host.check_output("find /var/lib/opskit -name pause.json") == ""
 
 
 def test_objects_are_whole_and_compressed_with_zstd(host: Host, the_set: str) -> None:
