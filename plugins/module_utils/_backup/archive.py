@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -159,31 +160,32 @@ def _widen(pipe: IO[bytes]) -> None:
 
 
 def compress(source: str, target: str, codec: Codec, level: int) -> None:
-    """Compress one file to a new file, fsynced."""
+    """Compress one file to a new file, not yet flushed to the disk."""
     with open(source, "rb") as plain:
         argv = codec.compress(level, os.path.getsize(source))
-        with _compressor(argv, target, plain.fileno()):
+        with _compressor(argv, target, plain.fileno(), flush=False):
             pass
 
 
 def patch_from(base: str, source: str, target: str, level: int) -> None:
-    """Compress one file to a new file, fsynced, as what differs from another one (zstd(1), --patch-from)."""
-    argv = [*ZSTD.compress(level, os.path.getsize(source)), f"--patch-from={base}", f"--stream-size={os.path.getsize(source)}"]
-    with open(source, "rb") as plain:
-        with _compressor(argv, target, plain.fileno()):
-            pass
+    """Compress one file to a new file, not yet flushed, as what differs from another one (zstd(1), --patch-from)."""
+    # It is bound by memory: more threads take longer (measured with 1.5.4: 0.8 s with one, 1.7 s with two, for 390 MB).
+    argv = ["zstd", f"-{level}", "--single-thread", "--quiet", "--stdout", "--check", f"--patch-from={base}", source]
+    with _compressor(argv, target, subprocess.DEVNULL, flush=False):
+        pass
 
 
 class _compressor:
-    """A compressor whose output becomes a new file; leaving the block waits for it and flushes the disk.
+    """A compressor whose output becomes a new file; leaving the block waits for it and flushes the file to the disk.
 
     :param stdin: what it reads; a pipe, which the block gets, when there is none
     """
 
-    def __init__(self, argv: List[str], target: str, stdin: int = subprocess.PIPE) -> None:
+    def __init__(self, argv: List[str], target: str, stdin: int = subprocess.PIPE, flush: bool = True) -> None:
         self.argv = argv
         self.target = target
         self.stdin = stdin
+        self.flush = flush
 
     def __enter__(self) -> Optional[IO[bytes]]:
         self.output = open(self.target, "xb", opener=_private)
@@ -207,19 +209,16 @@ class _compressor:
                     self.target,
                     "Free space on the store's file system and run again",
                 ) from value
-            if kind is None:
+            if kind is None and self.flush:
                 os.fsync(self.output.fileno())
 
 
 class open_object:
-    """An object's plain bytes as a readable stream; leaving the block raises :class:`BackupError` if it was damaged.
+    """An object's plain bytes as a readable stream; leaving the block raises :class:`BackupError` if it was damaged."""
 
-    :param base: a plain file, where the object is what differs from it
-    """
-
-    def __init__(self, path: str, base: str = "") -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.argv = [*codec_of(path).decompress(), *(patched(base) if base else ())]
+        self.argv = codec_of(path).decompress()
 
     def __enter__(self) -> IO[bytes]:
         self.said = tempfile.TemporaryFile()
@@ -265,8 +264,16 @@ def decompress(path: str, target: str, base: str = "") -> None:
 
     :param base: a plain file, where the object is what differs from it
     """
-    with open(target, "xb", opener=_private) as plain, open_object(path, base) as stream:
-        shutil.copyfileobj(stream, plain, CHUNK)
+    argv = [*codec_of(path).decompress(), *(patched(base) if base else ())]
+    with tempfile.TemporaryFile() as said, open(path, "rb") as source, open(target, "xb", opener=_private) as plain:
+        # Nothing of it passes through this process, which halves the time.
+        process = command.start(argv, stdin=source.fileno(), stdout=plain.fileno(), stderr=said.fileno())
+        if process.wait() != 0:
+            said.seek(0)
+            words = said.read()
+            if os.strerror(errno.ENOSPC).encode() in words:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), target)
+            raise BackupError(f"it can't be decompressed: {command.last_words(words)}", path)
 
 
 def patched(base: str) -> List[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
@@ -42,8 +42,17 @@ WORKERS = (os.cpu_count() or 1) + 2
 AtOnce = Callable[[Callable[[Any], Any], List[Any]], List[Any]]
 """Calls a function with each of a list's items, several at a time, and returns what it returned."""
 
-Writer = Tuple[Live, str, Callable[[], None]]
-"""A database that is held as it was at one moment, where its plain image goes, and what writes that."""
+
+class Held(NamedTuple):
+    """A database that is held as it was at one moment."""
+
+    live: Live
+    plain: str
+    """Where its plain image goes."""
+    write: Callable[[], None]
+    """Writes that."""
+    stack: ExitStack
+    """Closing it lets go of the database."""
 
 
 class Options(NamedTuple):
@@ -239,7 +248,8 @@ class BackupSet(Operation):
                 )
         self.store.create()
         packer = Packer(self.store, self.past, self.options.compression_level, self.clock.now())
-        with ThreadPoolExecutor(max_workers=WORKERS) as pool, ExitStack() as stack:
+        # Images have a thread of their own: they are the largest, and would else wait behind all files.
+        with ThreadPoolExecutor(WORKERS) as pool, ThreadPoolExecutor(1) as image_pool, ExitStack() as stack:
             jobs: List[Any] = []
             # A failure must not wait for the work that is still queued.
             stack.callback(lambda: [job.cancel() for job in jobs])
@@ -249,46 +259,41 @@ class BackupSet(Operation):
                 jobs.extend(started)
                 return [job.result() for job in started]
 
-            # Databases first: a file without its row does no harm, a row without its file does.
             if self.pause is None:
-                plains = self._copy_databases(packer)
+                held = self._hold_databases(packer, stack)
                 survey = present(self.survey)
-                late: List[Tuple[shards.Group, Packed]] = []
+                files: Future[Any] = pool.submit(self._until_still, survey, survey.groups, packer.store_shard, at_once, ATTEMPTS)
             else:
                 survey = present(self.survey)
                 # What does not stand still is left to the pause.
                 self._until_still(survey, survey.groups, packer.store_shard, at_once, 1)
-                plains, late = self._paused(self.pause, survey, packer, at_once)
-            copied = sorted(plains, key=lambda item: -os.path.getsize(item[1]))
-            made = [pool.submit(packer.store_image, live, plain) for live, plain in copied]
-            jobs.extend(made)
-            if self.pause is None:
-                self._until_still(survey, survey.groups, packer.store_shard, at_once, ATTEMPTS)
-            else:
-                stored_late = at_once(lambda item: packer.compress(item[0], item[1]), late)
-                survey.kept.update((kept.known.shard.id, kept) for kept in stored_late)
-            stored = {image.name: image for image in (job.result() for job in made)}
-        self._publish(survey, packer, {live.database.name: live for live, _plain in plains}, stored)
+                held, late = self._paused(self.pause, survey, packer, stack, at_once)
+                files = pool.submit(self._keep_late, survey, late, packer, at_once)
+            jobs.append(files)
+            images = []
+            for one in held:
+                one.write()
+                one.stack.close()
+                images.append(image_pool.submit(packer.store_image, one.live, one.plain))
+            jobs.extend(images)
+            files.result()
+            stored = {image.name: image for image in (job.result() for job in images)}
+        self._publish(survey, packer, {one.live.database.name: one.live for one in held}, stored)
 
-    def _copy_databases(self, packer: Packer) -> List[Tuple[Live, str]]:
-        """Write images of what changed of the databases, and look at everything again: the files are at least as new then."""
-        copied: List[Tuple[Live, str]] = []
+    def _hold_databases(self, packer: Packer, stack: ExitStack) -> List[Held]:
+        """Hold the databases that changed, then look at everything again: a file without its row does no harm, a row without its file does."""
+        held: List[Held] = []
         while True:
             survey = present(self.survey)
-            names = {live.database.name for live, _plain in copied}
-            missing = [
-                live for live in survey.databases if live.database.name in survey.database_reasons and live.database.name not in names
-            ]
-            if not missing:
-                return copied
-            for live in missing:
+            names = {one.live.database.name for one in held}
+            new = [live for live in survey.databases if live.database.name in survey.database_reasons and live.database.name not in names]
+            if not new:
+                return held
+            for live in new:
                 # Looked at again: what was committed since the plan is in the image, and must not count as new next time.
                 live = self._surveyor.live(live.database, live.declared, survey.roots)
-                plain = packer.plain(live)
-                with live.database.pinned(plain) as write:
-                    write()
-                live.database.copy_beside(beside(plain))
-                copied.append((live, plain))
+                held.append(_hold(live, packer, stack))
+                live.database.copy_beside(beside(held[-1].plain))
             self.survey = self._surveyor.look()
 
     def _until_still(
@@ -326,29 +331,32 @@ class BackupSet(Operation):
     # with a pause ---------------------------------------------------------------------------------
 
     def _paused(
-        self, pause: Pause, survey: Survey, packer: Packer, at_once: AtOnce
-    ) -> Tuple[List[Tuple[Live, str]], List[Tuple[shards.Group, Packed]]]:
-        """Hold the databases and copy the files of one moment; then write the databases' images while the application goes on."""
+        self, pause: Pause, survey: Survey, packer: Packer, stack: ExitStack, at_once: AtOnce
+    ) -> Tuple[List[Held], List[Tuple[shards.Group, Packed]]]:
+        """Hold the databases and copy the files of one moment, in which the application writes nothing."""
         started = self.clock.monotonic()
-        with ExitStack() as pinned:
-            held = self._begin(pause)
-            try:
-                writers = self._pin(survey, packer, pinned)
-                late = self._copy_late(survey, writers, packer, pinned, at_once)
-                lost = pause.lost() if held else ""
-            finally:
-                if held:
-                    self._end(pause)
-            self.pause_s = self.phases["pause_s"] = round(self.clock.monotonic() - started, 3)
-            if lost:
-                self._no_pause(f"the pause of writes did not hold: {lost}")
-            elif held:
-                self.guarantee = pause.guarantee
-            for _live, _plain, write in writers:
-                write()
-        for live, plain, _write in writers:
-            live.database.copy_beside(beside(plain))
-        return [(live, plain) for live, plain, _write in writers], late
+        paused = self._begin(pause)
+        try:
+            held = self._pin(survey, packer, stack)
+            late = self._copy_late(survey, held, packer, stack, at_once)
+            lost = pause.lost() if paused else ""
+        finally:
+            if paused:
+                self._end(pause)
+        self.pause_s = self.phases["pause_s"] = round(self.clock.monotonic() - started, 3)
+        if lost:
+            self._no_pause(f"the pause of writes did not hold: {lost}")
+        elif paused:
+            self.guarantee = pause.guarantee
+        for one in held:
+            one.live.database.copy_beside(beside(one.plain))
+        return held, late
+
+    @staticmethod
+    def _keep_late(survey: Survey, late: List[Tuple[shards.Group, Packed]], packer: Packer, at_once: AtOnce) -> None:
+        """Make objects of what was copied in the pause."""
+        stored = at_once(lambda item: packer.compress(item[0], item[1]), late)
+        survey.kept.update((kept.known.shard.id, kept) for kept in stored)
 
     def _begin(self, pause: Pause) -> bool:
         try:
@@ -373,18 +381,18 @@ class BackupSet(Operation):
             )
         self.notes.append(f"{reason}; files and databases of the set are each consistent, but of different moments")
 
-    def _pin(self, survey: Survey, packer: Packer, stack: ExitStack) -> List[Writer]:
+    def _pin(self, survey: Survey, packer: Packer, stack: ExitStack) -> List[Held]:
         """Hold each database that is not as it was in the last set."""
-        writers = []
+        held = []
         for index, seen in enumerate(survey.databases):
             # Before it is held: a commit in between counts as new next time.
             live = survey.databases[index] = self._surveyor.moment(seen.database, seen.declared, survey.roots)
             if live.database.name in survey.database_reasons or live.fingerprint != seen.fingerprint:
-                writers.append(_hold(live, packer, stack))
-        return writers
+                held.append(_hold(live, packer, stack))
+        return held
 
     def _copy_late(
-        self, survey: Survey, writers: List[Writer], packer: Packer, stack: ExitStack, at_once: AtOnce
+        self, survey: Survey, held: List[Held], packer: Packer, stack: ExitStack, at_once: AtOnce
     ) -> List[Tuple[shards.Group, Packed]]:
         """Copy what changed since it was stored to tmp/, unpacked. What is in a set's logs is of no moment."""
         known = [live.database.files()[0] for live in survey.databases if not live.declared]
@@ -397,7 +405,7 @@ class BackupSet(Operation):
                 if path not in known:
                     live = surveyor.live(surveyor.adopted(path), False, survey.roots)
                     survey.databases.append(live)
-                    writers.append(_hold(live, packer, stack))
+                    held.append(_hold(live, packer, stack))
             survey.totals[root.name] = totals(scan)
             mine = {key: kept for key, kept in survey.kept.items() if kept.known.shard.root == root.name and not kept.known.shard.logs}
             there = {key: kept.known for key, kept in mine.items()}
@@ -536,9 +544,10 @@ def summary(store: Store, manifest: Manifest) -> Dict[str, Any]:
     }
 
 
-def _hold(live: Live, packer: Packer, stack: ExitStack) -> Writer:
+def _hold(live: Live, packer: Packer, stack: ExitStack) -> Held:
     plain = packer.plain(live)
-    return live, plain, stack.enter_context(live.database.pinned(plain))
+    own = stack.enter_context(ExitStack())
+    return Held(live, plain, own.enter_context(live.database.pinned(plain)), own)
 
 
 def by_size(groups: List[shards.Group]) -> List[shards.Group]:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import rfc3339
-from .._core.files import free_bytes, hash_file
+from .._core.files import free_bytes, fsync_file, hash_file
 from . import archive, images, shards
 from .errors import BackupError
 from .manifest import Image, Record, Shard, tree_hash
@@ -107,7 +107,7 @@ class Packer:
         if not images.is_worth_it(base, stored):
             os.unlink(target)
             return None
-        os.unlink(plain)
+        _flush_instead(target, plain)
         name = self.store.adopt(target, f"delta.{archive.ZSTD.ending}", self.past.suspects)
         memory = images.memory_to_apply(base, size)
         return image._replace(
@@ -124,7 +124,7 @@ class Packer:
         """Compress a file of tmp/ into an object; returns its name and stored bytes. The plain file is gone then."""
         target = f"{plain}.{self.codec.ending}"
         archive.compress(plain, target, self.codec, self.level)
-        os.unlink(plain)
+        _flush_instead(target, plain)
         stored = os.path.getsize(target)
         return self.store.adopt(target, f"{kind}.{self.codec.ending}", self.past.suspects), stored
 
@@ -137,7 +137,7 @@ class Packer:
         """Make an object of what was copied plain."""
         target = f"{packed.path}.{self.codec.ending}"
         archive.compress(packed.path, target, self.codec, self.level)
-        os.unlink(packed.path)
+        _flush_instead(target, packed.path)
         return self._adopt_shard(group, packed._replace(path=target))
 
     def pack(self, group: shards.Group, codec: Optional[archive.Codec]) -> Tuple[Optional[Packed], List[Entry]]:
@@ -179,6 +179,12 @@ class Packer:
         self.fresh.add(name)
         shard = Shard(group.id, group.root.name, name, tree, len(records), size, stored, group.logs)
         return shards.Kept(shards.Known(shard, records, packed.stale), packed.entries)
+
+
+def _flush_instead(stored: str, plain: str) -> None:
+    """Flush a file to the disk, and remove the plain one before: a journalling file system may else write that out with it."""
+    os.unlink(plain)
+    fsync_file(stored)
 
 
 def beside(plain: str) -> str:

@@ -32,6 +32,12 @@ def fsync_dir(path: str) -> None:
         os.close(handle)
 
 
+def fsync_file(path: str) -> None:
+    """Make the bytes of a file durable."""
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+
+
 @contextmanager
 def publish(path: str, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """Write a file beside its name and give it the name once it is whole and on disk.

@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 from urllib.parse import quote
 
-from .._core.files import hash_file
+from .._core.files import fsync_file, hash_file
 from .._core.operation import Check
 from .errors import SqliteError
 
@@ -181,8 +181,7 @@ class SqliteDatabase:
     def image(self, target: str) -> Dict[str, Any]:
         """Write a consistent image as :meth:`copy` does, flush it to the disk, and return its :meth:`facts`."""
         self.copy(target)
-        with open(target, "rb") as stream:
-            os.fsync(stream.fileno())
+        fsync_file(target)
         return self.facts(target)
 
     @contextmanager
