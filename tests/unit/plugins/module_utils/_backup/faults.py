@@ -148,7 +148,8 @@ def identity(app: App) -> Dict[str, Any]:
             if not name.endswith(("-wal", "-shm")):
                 state = os.lstat(path)
                 time_ns = 0 if path == app.at("data") else state.st_mtime_ns
-                found[path] = (state.st_ino, state.st_mode, state.st_uid, state.st_size, time_ns)
+                size = 0 if name in dirs else state.st_size
+                found[path] = (state.st_ino, state.st_mode, state.st_uid, size, time_ns)
     return found
 
 
@@ -255,7 +256,8 @@ def _works(*argv: str) -> bool:
 
 
 @functools.lru_cache(maxsize=None)
-def _can_mount(kind: str) -> bool:
+def can_mount(kind: str) -> bool:
+    """True where a ``tmpfs``, or an ext4 file system in a file (``loop``), can really be mounted."""
     if os.geteuid() != 0:
         return False
     with tempfile.TemporaryDirectory() as top:
@@ -275,7 +277,7 @@ def _can_mount(kind: str) -> bool:
 
 def require_mount(kind: str) -> None:
     """Skip the test where it can't have the disk that it needs: ``tmpfs`` or ``loop``."""
-    if not _can_mount(kind):
+    if not can_mount(kind):
         pytest.skip(f"a {kind} file system can't be mounted here: it takes root, and a container may forbid it")
 
 
