@@ -40,7 +40,8 @@ Restore by hand, with sh, tar, zstd (or gzip) and sha256sum alone:
     less restore.sh                             what it will do
     sh restore.sh /some/empty/folder            everything of the set, one folder for each saved path
 
-objects/  archives and database images, named by the SHA-256 of their bytes; never changed, shared by sets
+objects/  archives and database images, named by the SHA-256 of their bytes; never changed, shared by sets; a *.delta.* is what differs
+          from the whole image that its set names too
 sets/     one folder a set: manifest.json, SHA256SUMS, restore.sh, and files.jsonl.*: a line for each file of each archive; one that
           says "stale" is of an old copy, which does not count
 proofs/   what each verification found; the newest decides
