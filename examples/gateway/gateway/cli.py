@@ -1,34 +1,25 @@
 # Copyright (c) 2026 opskit contributors
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line: python -m gateway COMMAND --root DIR."""
+"""The command line: python -m gateway COMMAND --root DIR.
+
+What the database and the server need is imported where it is needed: writes wait for as long as the commands of a pause take.
+"""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import re
 import sys
-import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy as sa
-
 from gateway import GatewayError, __version__
 from gateway import settings as configuration
-from gateway.database import Database, add_providers, connect, known_revisions, reason
+from gateway.client import NOT_RUNNING, NotRunning, call, require_running, show
 
 NOT_PAUSED = 1
-NOT_RUNNING = 3  # as init scripts answer `status`
-
-
-class NotRunning(GatewayError):
-    pass
 
 
 def _number(kind: type, low: float) -> Any:
@@ -108,25 +99,31 @@ def main(arguments: list[str] | None = None) -> int:
         return NOT_RUNNING
     except GatewayError as exc:
         print(f"gateway: {exc}", file=sys.stderr)
-    except sa.exc.DBAPIError as exc:
-        print(f"gateway: {options.command}: the database answers: {reason(exc)}", file=sys.stderr)
     except OSError as exc:
         print(f"gateway: {options.command}: {exc}", file=sys.stderr)
     except KeyboardInterrupt:
         print("gateway: interrupted", file=sys.stderr)
+    except Exception as exc:
+        from sqlalchemy.exc import DBAPIError
+
+        from gateway.database import reason
+
+        if not isinstance(exc, DBAPIError):
+            raise
+        print(f"gateway: {options.command}: the database answers: {reason(exc)}", file=sys.stderr)
     return 2
-
-
-def _print(value: dict[str, Any]) -> None:
-    print(json.dumps(value))
 
 
 def _run(options: argparse.Namespace, root: Path) -> int:
     if options.command == "init":
-        _print({"root": str(root), "revision": _init(options, configuration.Layout(root))})
+        from gateway import commands
+
+        show({"root": str(root), "revision": commands.init(options, configuration.Layout(root))})
         return 0
     if options.command == "schema" and options.known:
-        print("\n".join(reversed(known_revisions())))
+        from gateway import commands
+
+        print(commands.known())
         return 0
     settings = configuration.load(root)
     match options.command:
@@ -136,123 +133,24 @@ def _run(options: argparse.Namespace, root: Path) -> int:
             serve(settings, options.port, options.colour)
         case "pause" | "resume":
             body = {"seconds": options.seconds} if options.command == "pause" else {}
-            _print(_call(settings, f"/admin/writes/{options.command}", body)[1])
+            show(call(settings, f"/admin/writes/{options.command}", body)[1])
         case "paused":
-            state = _call(settings, "/admin/writes")[1]
+            state = call(settings, "/admin/writes")[1]
             if state["paused"]:
                 print(state["pause_id"])
             return 0 if state["paused"] else NOT_PAUSED
         case "status":
-            return _status(settings)
+            from gateway import commands
+
+            return commands.status(settings)
         case "traffic":
             from gateway.traffic import traffic
 
             if options.ledger.resolve().is_relative_to(root):
                 raise GatewayError("--ledger must be outside the root: it has to survive what happens to it")
-            _print(traffic(_running(settings)[1], options.seconds, options.rate, options.ledger))
+            show(traffic(require_running(settings)[1], options.seconds, options.rate, options.ledger))
         case _:
-            database = connect(settings.database, f"gateway-{options.command}")
-            try:
-                return _with_database(options, settings, database)
-            finally:
-                database.close()
+            from gateway import commands
+
+            return commands.with_database(options, settings)
     return 0
-
-
-def _init(options: argparse.Namespace, layout: configuration.Layout) -> str:
-    """Make an application in a root and a database that are both empty; the schema's revision."""
-    text = options.database_url_file.read_text(encoding="utf-8").strip() if options.database_url_file else options.database_url
-    url = configuration.database_url(layout, text)
-    configuration.refuse_existing(layout)
-    if url.get_backend_name() == "sqlite":
-        if Path(url.database or "").exists():
-            raise GatewayError(f"{url.database} exists: restore the application that it belongs to, or choose another file")
-    else:
-        with contextlib.closing(connect(url, "gateway-init")) as database:
-            count = database.tables()
-            if count:
-                raise GatewayError(f"{database.name} has {count} tables: restore the application that it belongs to, or give an empty one")
-    configuration.create(layout, options.host, options.port, text)
-    try:
-        with contextlib.closing(connect(url, "gateway-init", create=True)) as database:
-            revision = database.migrate()[1]
-            add_providers(database, configuration.load(layout.root).providers)
-    except BaseException:
-        layout.env.unlink()  # both were made above; without them the same command can be given again
-        layout.config.unlink()
-        raise
-    return revision
-
-
-def _with_database(options: argparse.Namespace, settings: configuration.Settings, database: Database) -> int:
-    match options.command:
-        case "migrate":
-            before, after = database.migrate(options.to)
-            _print({"before": before, "after": after, "changed": before != after})
-        case "schema":
-            current, head = database.revision(), known_revisions()[0]
-            _print({"revision": current, "head": head, "current": current == head})
-        case "seed":
-            from gateway.seed import seed
-
-            database.check_schema()
-            started = time.monotonic()
-            sizes = (options.rows, options.projects, options.uploads, options.upload_bytes)
-            counts = seed(settings, database, *sizes, options.seed)
-            _print({"rows": counts, "seconds": round(time.monotonic() - started, 1)})
-        case "ledger-check":
-            from gateway.traffic import ledger_check
-
-            database.check_schema()
-            result = ledger_check(settings.layout, database, options.ledger, options.until)
-            _print(result)
-            return 1 if result["missing"] or result["different"] else 0
-    return 0
-
-
-def _running(settings: configuration.Settings) -> tuple[int, int]:
-    from gateway.server import running
-
-    found = running(settings.layout)
-    if found is None:
-        raise NotRunning(f"no server is running for {settings.layout.root}")
-    return found
-
-
-def _call(settings: configuration.Settings, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
-    """Call the running server as administrator; GET without a body. The token is read from .env, never from argv."""
-    port = _running(settings)[1]
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::", "localhost") else settings.host
-    host = f"[{host}]" if ":" in host else host
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://{host}:{port}{path}", data)
-    request.add_header("Authorization", f"Bearer {settings.admin_token}")
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(request, timeout=30) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as exc:
-        found = json.load(exc)
-        if body is None:
-            return exc.code, found
-        raise GatewayError(f"the server on port {port} refused: {found.get('error')}") from None
-    except (OSError, ValueError) as exc:
-        raise GatewayError(f"the server on port {port} does not answer: {exc}") from None
-
-
-def _status(settings: configuration.Settings) -> int:
-    state: dict[str, Any] = {"running": False, "root": str(settings.layout.root), "head": known_revisions()[0]}
-    try:
-        state["pid"], state["port"] = _running(settings)
-        code, ready = _call(settings, "/readyz")
-        state.update(running=True, ready=code == 200, checks=ready["checks"])
-        state.update(version=ready["version"], colour=ready["colour"], writes=_call(settings, "/admin/writes")[1])
-    except NotRunning:
-        pass
-    try:
-        with contextlib.closing(connect(settings.database, "gateway-status")) as database:
-            state["revision"] = database.revision()
-    except GatewayError as exc:
-        state["database"] = str(exc)
-    _print(state)
-    return 0 if state["running"] else NOT_RUNNING

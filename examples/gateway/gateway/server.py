@@ -23,23 +23,6 @@ from gateway.database import Database, add_providers, connect
 from gateway.settings import Layout, Settings, log_level, read_env
 
 
-def running(layout: Layout) -> tuple[int, int] | None:
-    """(pid, port) of the root's server, None when there is none: a pid file that nobody locks is a leftover."""
-    try:
-        with (layout.run / "gateway.pid").open(encoding="ascii") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(stream.read()), int((layout.run / "gateway.port").read_text(encoding="ascii"))
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        raise GatewayError(f"{layout.run}: the server is starting, try again") from None
-    except OSError as exc:
-        raise GatewayError(f"the pid file cannot be read: {exc}") from None
-    return None
-
-
 @contextlib.contextmanager
 def _only_server(layout: Layout) -> Iterator[IO[str]]:
     path = layout.run / "gateway.pid"

@@ -11,13 +11,14 @@ import re
 import secrets
 import tomllib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from typing import TYPE_CHECKING, Any
 
 from gateway import GatewayError
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import URL
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 FAULTS = {  # name -> highest value allowed; 0 is off
@@ -100,13 +101,18 @@ class Settings:
     layout: Layout
     host: str
     port: int
-    database: URL  # of SQLite with an absolute path
+    url: str  # of the database, as it was written
     secret_key: str
     admin_token: str
     log_level: str
     faults: dict[str, float]
     limits: dict[str, int]
     providers: list[dict[str, Any]]  # name, api_key, settings
+
+    @cached_property
+    def database(self) -> URL:
+        """Where the database is; of SQLite with an absolute path."""
+        return database_url(self.layout, self.url)
 
 
 def read_env(path: Path) -> dict[str, str]:
@@ -158,6 +164,10 @@ def check_faults(values: dict[str, Any], where: str) -> dict[str, float]:
 
 def database_url(layout: Layout, text: str) -> URL:
     """Check DATABASE_URL; the path of an SQLite file is made absolute. No message quotes it: it may hold a password."""
+    # Who pauses or resumes writes waits for every import, and needs no database.
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     where = f"{layout.env}: DATABASE_URL"
     if text.count("@") > 1:  # otherwise a part of the password would be taken for the host, and be shown
         raise GatewayError(f"{where} has more than one @: write those of the user and the password as %40")
@@ -194,7 +204,7 @@ def load(root: Path) -> Settings:
         layout=layout,
         host=env.get("GATEWAY_HOST", "127.0.0.1"),
         port=port,
-        database=database_url(layout, env.get("DATABASE_URL", DATABASE_URL)),
+        url=env.get("DATABASE_URL", DATABASE_URL),
         secret_key=env["APP_SECRET_KEY"],
         admin_token=env["ADMIN_TOKEN"],
         log_level=log_level(env, layout.env),
