@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Set
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Set
 
 import pytest
 
@@ -332,16 +332,22 @@ def damaged(world: World, tmp_path: Path, name: str, dice: random.Random) -> Any
 OWN = ("manifest.json", "files.jsonl.zst", "SHA256SUMS", "restore.sh")
 
 
-def damage_row(world: World, tmp_path: Path, kind: str) -> None:
-    dice = random.Random(f"{SEED} {kind}")
-    if not (tmp_path / "top").exists():
-        world.copy(str(tmp_path / "top"))
-    for fault, damage, count in DAMAGES:
-        with row(fault, kind if kind in OWN else f"object *{kind}") as one:
-            for number in range(count):
-                with one.trial(number):
-                    # Most bits do the same to the sets after them.
-                    damage_trial(world, tmp_path, kind, damage, dice, number % (10 if SOAK else 6) == 0)
+def damage_rows(world: World, tmp_path: Path, kinds: Iterable[str]) -> None:
+    """All rows are counted, also after one that did not hold."""
+    world.copy(str(tmp_path / "top"))
+    failed = []
+    for kind in kinds:
+        dice = random.Random(f"{SEED} {kind}")
+        for fault, damage, count in DAMAGES:
+            try:
+                with row(fault, kind if kind in OWN else f"object *{kind}") as one:
+                    for number in range(count):
+                        with one.trial(number):
+                            # Most bits do the same to the sets after them.
+                            damage_trial(world, tmp_path, kind, damage, dice, number % (10 if SOAK else 6) == 0)
+            except AssertionError as error:
+                failed.append(str(error))
+    assert not failed, failed[0]
 
 
 def damage_trial(
@@ -354,8 +360,15 @@ def damage_trial(
     # Looking at it finds it, before it is known ...
     assert named in words_of(lambda: app.verify(check=True, set=hit)), what
     # ... and so does whoever wants it back.
-    assert words_of(lambda: app.restore(set=hit)), what
-    assert identity(app) == live, what
+    if words_of(lambda: app.restore(set=hit)):
+        assert identity(app) == live, what
+    else:
+        # Some bits of a compressed image mean nothing, or the same; it is compared by the hash of what it decompresses to.
+        assert kind.startswith((".dump", ".delta")), what
+        assert seen(app) == world.saved[hit], what
+        app.restore(state="rolled_back")
+        app.restore(state="purged")
+        assert identity(app) == live, what
     # By hand too; but the list of sums and the list of files may be wrong where all that is restored is right, and a script that
     # was damaged itself can do anything.
     if kind != "restore.sh" and os.path.exists(app.set_file(hit, "restore.sh")):
@@ -379,15 +392,14 @@ def damage_trial(
 
 @pytest.mark.parametrize("kind", OWN)
 def test_damage_of_a_sets_own_file(world: World, tmp_path: Path, kind: str) -> None:
-    damage_row(world, tmp_path, kind)
+    damage_rows(world, tmp_path, [kind])
 
 
 def test_damage_of_an_object(world: World, tmp_path: Path) -> None:
     """Of each kind that there is: shards, images, and whatever else a set is made of."""
     kinds = sorted({os.path.basename(path).partition(".")[2] for path in world.app.objects()})
     assert {"tar.zst", "dump.zst"} <= set(kinds)
-    for kind in kinds:
-        damage_row(world, tmp_path, "." + kind)
+    damage_rows(world, tmp_path, ["." + kind for kind in kinds])
 
 
 def test_an_object_that_rots_before_the_next_set_names_it(world: World, tmp_path: Path) -> None:
