@@ -32,7 +32,7 @@ def restore_script(manifest: Manifest, stale: Mapping[str, Sequence[str]]) -> st
         'if [ -n "$(ls -A "$to")" ]; then echo "$to is not empty" >&2; exit 1; fi',
         'to=$(cd "$to" && pwd)',
         'cd "$here"',
-        "sha256sum --quiet --check SHA256SUMS",
+        "sha256sum --quiet --strict --check SHA256SUMS",
         "unpack() {",
         "    root=$1",
         "    shift",

@@ -61,12 +61,8 @@ class Staging:
                     os.makedirs(os.path.join(target.base, path), 0o700, exist_ok=True)
 
         def extract(shard: Shard) -> None:
-            name = shard.object
-            path = self.store.object_path(name)
-            if hash_file(path) != name.split(".")[0]:
-                raise BackupError(f"object {name} is damaged (its hash is not its name)", self.store.path, "Name another set")
             stale = self.placement.stale.get(shard.id, [])
-            archive.extract(path, targets[shard.root].base, self.placement.owner == "id", EXTRACT_S, stale)
+            archive.extract(self._whole(shard.object), targets[shard.root].base, self.placement.owner == "id", EXTRACT_S, stale)
 
         ordered = restore_order(self.placement.manifest.shards)
         trees = [shard for shard in ordered if is_tree(shard.id)]
@@ -95,6 +91,13 @@ class Staging:
                 remove_tree(os.path.join(target.staged, os.path.relpath(kept, target.live)))
             set_folder_times(self.placement, target)
 
+    def _whole(self, name: str) -> str:
+        """Return the path of an object that holds the bytes that it is named by. Raises :class:`BackupError` for any other."""
+        path = self.store.object_path(name)
+        if hash_file(path) != name.split(".")[0]:
+            raise BackupError(f"object {name} is damaged (its hash is not its name)", self.store.path, "Name another set")
+        return path
+
     def _rewrite(self, target: Target, value: Record) -> None:
         """Give the staged environment file the content that was settled, with the rights and time it has."""
         path = os.path.join(target.base, get_text(value, "path"))
@@ -105,6 +108,8 @@ class Staging:
 
     def _place_image(self, placed: Placed) -> None:
         os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
+        for name, _size in placed.image.stored:
+            self._whole(name)
         images.unpack(self.store, placed.image, placed.staged)
         wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
         if wrong:
@@ -125,6 +130,8 @@ class Staging:
         """Load one database beside the live one, from plain files in the store, which has the room."""
         with self.store.scratch("tmp") as folder:
             plain, beside = os.path.join(folder, "image"), ""
+            for name, _size in served.image.stored:
+                self._whole(name)
             images.unpack(self.store, served.image, plain)
             if served.image.beside:
                 beside = os.path.join(folder, "globals.sql")

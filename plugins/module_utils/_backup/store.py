@@ -36,7 +36,7 @@ This is a backup store of the application "{application}".
 Restore by hand, with sh, tar, zstd (or gzip) and sha256sum alone:
     ls {store}/sets                             the sets, named by their UTC time
     cd {store}/sets/<set>
-    sha256sum --check SHA256SUMS                is everything there and whole?
+    sha256sum --strict --check SHA256SUMS       is everything there and whole?
     less restore.sh                             what it will do
     sh restore.sh /some/empty/folder            everything of the set, one folder for each saved path
 

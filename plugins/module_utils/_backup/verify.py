@@ -79,7 +79,9 @@ def verify_objects(
         if image.base in wanted:
             work.append((image.base, None))
         if image.object in wanted:
-            work.append((image.object, _image_check(store, image, checkers) if level == "content" else None))
+            # Without its base there is nothing to read it by; that the base is missing was said above.
+            readable = not image.base or store.has_object(image.base, image.base_bytes)
+            work.append((image.object, _image_check(store, image, checkers) if level == "content" and readable else None))
         if image.beside in wanted:
             work.append((image.beside, _beside_check(store, image) if level == "content" else None))
     work.sort(key=lambda item: -manifest.objects[item[0]])
