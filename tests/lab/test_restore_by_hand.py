@@ -17,7 +17,8 @@ from ansible_collections.opskit.runbooks.tests.lab.world import HERE, SCRATCH, A
 # What restore.sh may use, with the libraries that each needs.
 BARE = """
 set -e
-mkdir -p $bare/bin $bare/tmp
+mkdir -p $bare/bin $bare/dev
+: >$bare/dev/null
 for name in sh tar zstd sha256sum chmod chown dirname id ls mkdir rm tee touch; do
     program=$(readlink -f "$(command -v $name)")
     cp "$program" $bare/bin/$name
