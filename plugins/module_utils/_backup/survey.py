@@ -201,6 +201,8 @@ class Surveyor:
             return DAMAGED
         if (known.root, get_text(known.file, "path")) != (live.root, get_text(live.file, "path")):
             return "it lies in another place now"
+        if _rights(known.file) != _rights(live.file):
+            return "its owner, mode or attributes changed"
         cached = self.past.cache.get(f"database {live.database.name}", {})
         if cached.get("object") == known.object and cached.get("fingerprint") == live.fingerprint:
             return ""
@@ -236,6 +238,11 @@ def unlike(stored: Dict[str, shards.Kept], known: shards.Known, entries: List[En
 def same_record(one: Optional[Record], other: Record) -> bool:
     """True when two lines say the same about a member, wherever it is stored."""
     return one is not None and tree_hash([one]) == tree_hash([other])
+
+
+def _rights(file: Record) -> List[object]:
+    """Return what a restore gives to a database's main file beside its content."""
+    return [file.get(key) for key in ("mode", "uid", "gid", "xattrs")]
 
 
 def _require_readable(group: shards.Group) -> None:

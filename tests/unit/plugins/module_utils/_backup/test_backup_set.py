@@ -139,7 +139,7 @@ def test_same_size_and_time_later(app: App) -> None:
     assert app.backup()["changed"]
 
 
-@pytest.mark.parametrize("what", ["mode", "time", "xattr", "new folder", "gone", "kind"])
+@pytest.mark.parametrize("what", ["mode", "time", "xattr", "new folder", "gone", "kind", "mode of a database", "xattr of a database"])
 def test_every_change_is_one(app: App, what: str) -> None:
     app.backup()
     path = app.at("config/gateway.toml")
@@ -149,6 +149,10 @@ def test_every_change_is_one(app: App, what: str) -> None:
         os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1))
     elif what == "xattr":
         os.setxattr(path, "user.new", b"1")
+    elif what == "mode of a database":
+        os.chmod(app.at("data/app.db"), 0o600)
+    elif what == "xattr of a database":
+        os.setxattr(app.at("data/app.db"), "user.new", b"1")
     elif what == "new folder":
         os.mkdir(app.at("config/new"))
     elif what == "gone":
