@@ -294,7 +294,7 @@ class BackupSet(Operation):
                 live = self._surveyor.live(live.database, live.declared, survey.roots)
                 held.append(_hold(live, packer, stack))
                 live.database.copy_beside(beside(held[-1].plain))
-            self.survey = self._surveyor.look()
+            self.survey = self._surveyor.look([one.live for one in held])
 
     def _until_still(
         self,

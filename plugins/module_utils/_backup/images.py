@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from datetime import datetime
 from typing import NamedTuple, Optional
 
@@ -92,15 +93,15 @@ def disk_to_unpack(image: Image) -> int:
     return int(image.facts["bytes"]) + image.base_image_bytes
 
 
-def unpack(store: Store, image: Image, target: str) -> None:
-    """Write an image's plain bytes to a new file, mode 0600. Raises :class:`BackupError` when an object is damaged."""
+def unpack(store: Store, image: Image, target: str, aside: str) -> None:
+    """Write an image's plain bytes to a new file, mode 0600. Raises :class:`BackupError` when an object is damaged.
+
+    :param aside: a folder for what is only needed meanwhile; beside the target any name may be that of a file of the set
+    """
     if not image.base:
         archive.decompress(store.object_path(image.object), target)
         return
-    base = target + ".base"
-    try:
+    with tempfile.TemporaryDirectory(dir=aside) as folder:
+        base = os.path.join(folder, "base")
         archive.decompress(store.object_path(image.base), base)
         archive.decompress(store.object_path(image.object), target, base)
-    finally:
-        if os.path.lexists(base):
-            os.unlink(base)

@@ -180,6 +180,10 @@ class Placement:
         """The folders that hold the staged copy, and after the exchange the old state."""
         return [target.stage for target in self.targets] + [placed.stage for placed in self.placed if placed.stage]
 
+    def stage_of(self, placed: Placed) -> str:
+        """Return the staging folder that a database is staged in: its own, or that of the target it lies in."""
+        return placed.stage or next(target.stage for target in self.targets if is_below(placed.staged, target.stage))
+
     @property
     def is_staged(self) -> bool:
         """True when everything that belongs to the staged copy is there, the environment file with the content that is wanted now."""

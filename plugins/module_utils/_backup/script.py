@@ -73,11 +73,11 @@ def _image_lines(image: Image, target: str) -> List[str]:
     """Return the lines that write an image to a path, quoted as it stands in the script."""
     if not image.base:
         return [f"{_decompress(image.object)} >{target}"]
-    # Both images have to be in memory; the window is larger than what is allowed unasked.
+    # Both images have to be in memory; the window is larger than what is allowed unasked. No saved path has a name with a dot first.
     return [
-        f"{_decompress(image.base)} >{target}.base",
-        f"{_decompress(image.object)} --long=31 --patch-from={target}.base >{target}",
-        f"rm {target}.base",
+        f'{_decompress(image.base)} >"$to"/.base',
+        f'{_decompress(image.object)} --long=31 --patch-from="$to"/.base >{target}',
+        'rm "$to"/.base',
     ]
 
 

@@ -4,7 +4,7 @@
 """Which file goes into which shard, and what of the shards that are there is still good.
 
 A shard is never written again for the sake of a few members: what changed goes into a small shard of its own, and the copy in
-the old one is stale from then on. An old shard is made anew once much of it is stale.
+the old one is stale from then on. An old shard is made anew once most of it is stale.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ PROJECT_BYTES = 8 << 20
 BUCKETS = 32
 RACY_NS = 2 * 10**9
 """A file touched this short before the look may be touched again without its times showing it (coarse clocks, NFS)."""
-STALE_SHARE = 4
-"""A shard is made anew when more than one byte in so many is stale."""
+STALE_SHARE = 2
+"""A shard is made anew when more than one byte in so many is stale: that stores no more than what made the rest stale."""
 STALE_MEMBERS = 256
 """And when more members than this are: each is an argument of the command that extracts the others."""
 SMALL_CHANGES = 1 << 20
-"""Shards of changes below this size are made one with those of the next set, and all of them when there are too many."""
-MOST_CHANGES = 30
+"""Shards of changes below this size are made one with those of the next set."""
+MOST_CHANGES = 100
+"""When there are more of a root, the smaller half is made one with those of the next set."""
 CHANGES = "-changes"
 TREE = "-tree"
 
@@ -229,49 +230,48 @@ class _Arrangement:
                 continue
             gone = [path for path in shelf.valid if path not in shelf.entries]
             self.gone += len(gone)
-            moved = shelf.give_up([*verdict.changed, *gone])
-            if (moved or gone) and shelf.is_worn(late):
-                if late or _split(key)[0] == self.name + CHANGES:
-                    self._dissolve(key)
-                else:
-                    self._make_anew(key, members, words(0, len(verdict.changed), len(gone), verdict.hidden))
-                    continue
-            self.changed += len(verdict.changed)
-            self.hidden += verdict.hidden
-            self.pending.extend(moved)
+            reason = words(0, len(verdict.changed), len(gone), verdict.hidden)
+            if not self._give_up(key, [*verdict.changed, *gone], reason, late):
+                self.changed += len(verdict.changed)
+                self.hidden += verdict.hidden
 
     def collect(self, late: bool) -> None:
         """Take small changes of before along, and other names of what is stored now."""
         changes = [key for key in self.shelves if _split(key)[0] == self.name + CHANGES]
         if self.pending and not late:
-            every = len(changes) > MOST_CHANGES
-            for key in changes:
-                if every or self.shelves[key].known.shard.bytes < SMALL_CHANGES:
+            changes.sort(key=lambda key: self.shelves[key].known.shard.bytes)
+            surplus = len(changes) // 2 if len(changes) > MOST_CHANGES else 0
+            for rank, key in enumerate(changes):
+                if rank < surplus or self.shelves[key].known.shard.bytes < SMALL_CHANGES:
                     self._dissolve(key)
-        before = -1
-        while before != len(self.pending):
-            before = len(self.pending)
-            moved = {(entry.device, entry.inode) for entry in self.pending if entry.links > 1}
-            for shelf in self.shelves.values() if moved else ():
-                names = [path for path, entry in shelf.entries.items() if (entry.device, entry.inode) in moved]
-                self.pending.extend(shelf.give_up(names))
+        names = self._names_elsewhere()
+        while names:
+            for key, paths in names.items():
+                self._give_up(key, paths, f"{len(paths)} with other names elsewhere", late)
+            # What was made one with others for that has other names, too.
+            names = self._names_elsewhere()
         for key in [key for key, shelf in self.shelves.items() if not shelf.valid]:
             del self.shelves[key]
 
     def distribute(self) -> None:
         """Give everything that needs a shard one: small changes share one, all else goes where its kind is."""
+        inodes: Dict[Tuple[int, int], str] = {}
+        filled: Dict[str, int] = {}
+        latest: Dict[str, str] = {}
+        for group in self.groups.values():
+            strays = {
+                entry for entry in group.entries if entry.links > 1 and inodes.setdefault((entry.device, entry.inode), group.id) != group.id
+            }
+            if strays:
+                self.pending.extend(strays)
+                group.entries[:] = [entry for entry in group.entries if entry not in strays]
+            latest[_split(group.id)[0]] = group.id
+            filled[group.id] = group.bytes
         labels = _labels(self.source, self.root, self.pending)
         sizes: Dict[str, int] = {}
         for entry in self.pending:
             label = labels.get(entry.path, "")
             sizes[label] = sizes.get(label, 0) + entry.size
-        inodes: Dict[Tuple[int, int], str] = {}
-        filled: Dict[str, int] = {}
-        latest: Dict[str, str] = {}
-        for group in self.groups.values():
-            latest[_split(group.id)[0]] = group.id
-            filled[group.id] = group.bytes
-            inodes.update(((entry.device, entry.inode), group.id) for entry in group.entries if entry.links > 1)
         for entry in sorted(self.pending):
             target = inodes.get((entry.device, entry.inode), "") if entry.links > 1 else ""
             if not target:
@@ -290,6 +290,36 @@ class _Arrangement:
                 inodes[entry.device, entry.inode] = target
         for group in self.groups.values():
             group.entries.sort()
+
+    def _names_elsewhere(self) -> Dict[str, List[str]]:
+        """Return by known shard the names of files that have other names in what is stored now, or in another shard."""
+        homes: Dict[Tuple[int, int], str] = {}
+        for entry in [*self.pending, *(entry for group in self.groups.values() for entry in group.entries)]:
+            if entry.links > 1:
+                homes[entry.device, entry.inode] = ""
+        linked = [(key, entry) for key, shelf in self.shelves.items() for entry in shelf.entries.values() if entry.links > 1]
+        for key, entry in linked:
+            # Two files of the same content and times may have become one since, which changes neither of them.
+            if homes.setdefault((entry.device, entry.inode), key) != key:
+                homes[entry.device, entry.inode] = ""
+        found: Dict[str, List[str]] = {}
+        for key, entry in linked:
+            if not homes[entry.device, entry.inode]:
+                found.setdefault(key, []).append(entry.path)
+        return found
+
+    def _give_up(self, key: str, paths: List[str], reason: str, late: bool) -> bool:
+        """Have some members of a known shard stored elsewhere, or all of it anew where too much of it would be stale: then it is True."""
+        shelf = self.shelves[key]
+        members = list(shelf.entries.values())
+        moved = shelf.give_up(paths)
+        if paths and shelf.is_worn(late):
+            if not late and _split(key)[0] != self.name + CHANGES:
+                self._make_anew(key, members, reason)
+                return True
+            self._dissolve(key)
+        self.pending.extend(moved)
+        return False
 
     def _open(self, label: str) -> str:
         """Begin a new shard; returns its id."""

@@ -110,7 +110,7 @@ class Staging:
         os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
         for name, _size in placed.image.stored:
             self._whole(name)
-        images.unpack(self.store, placed.image, placed.staged)
+        images.unpack(self.store, placed.image, placed.staged, self.placement.stage_of(placed))
         wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
         if wrong:
             raise BackupError(f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
@@ -132,7 +132,7 @@ class Staging:
             plain, beside = os.path.join(folder, "image"), ""
             for name, _size in served.image.stored:
                 self._whole(name)
-            images.unpack(self.store, served.image, plain)
+            images.unpack(self.store, served.image, plain, folder)
             if served.image.beside:
                 beside = os.path.join(folder, "globals.sql")
                 archive.decompress(self.store.object_path(served.image.beside), beside)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from .._core.errors import present
 from .._core.protocols import DatabaseSource
@@ -72,24 +72,31 @@ class Surveyor:
         self.adopt = adopt
         self.shrink_limit = shrink_limit
 
-    def look(self) -> Survey:
-        """Look at everything. Raises :class:`BackupError` for what can't be read, or has suddenly gone."""
+    def look(self, held: Sequence[Live] = ()) -> Survey:
+        """Look at everything. Raises :class:`BackupError` for what can't be read, or has suddenly gone.
+
+        :param held: databases that are held as they were at one moment: their files are not opened, which would let go of them
+        """
         scanned_ns = time.time_ns()
         roots = self.source.roots()
         survey = Survey(scanned_ns, roots, {}, {}, [], {}, [], {}, [], {}, [])
-        known = [] if self.past.last is None else self._known_undeclared(roots)
+        taken = {live.database.name: live for live in held}
+        known = [live.database.files()[0] for live in held if not live.declared]
+        if self.past.last is not None:
+            known += [path for path in self._known_undeclared(roots) if path not in known]
         undeclared: List[str] = []
         for root in roots:
             scan = self.scan(root, known, undeclared)
             known = [*known, *undeclared]
             self._add_root(survey, scan)
         for database in self.source.databases:
-            survey.databases.append(self.live(database, True, survey.roots))
+            survey.databases.append(taken.get(database.name) or self.live(database, True, survey.roots))
         for path in undeclared:
-            survey.databases.append(self.live(self.adopted(path), False, survey.roots))
+            adopted = self.adopted(path)
+            survey.databases.append(taken.get(adopted.name) or self.live(adopted, False, survey.roots))
             survey.warnings.append(f"{path} is a database that the description does not name; saved as an image")
         for live in survey.databases:
-            reason = self._database_reason(live)
+            reason = "" if live.database.name in taken else self._database_reason(live)
             if reason:
                 survey.database_reasons[live.database.name] = reason
         self._guard(survey)
@@ -194,6 +201,8 @@ class Surveyor:
             return DAMAGED
         if (known.root, get_text(known.file, "path")) != (live.root, get_text(live.file, "path")):
             return "it lies in another place now"
+        if _rights(known.file) != _rights(live.file):
+            return "its owner, mode or attributes changed"
         cached = self.past.cache.get(f"database {live.database.name}", {})
         if cached.get("object") == known.object and cached.get("fingerprint") == live.fingerprint:
             return ""
@@ -229,6 +238,11 @@ def unlike(stored: Dict[str, shards.Kept], known: shards.Known, entries: List[En
 def same_record(one: Optional[Record], other: Record) -> bool:
     """True when two lines say the same about a member, wherever it is stored."""
     return one is not None and tree_hash([one]) == tree_hash([other])
+
+
+def _rights(file: Record) -> List[object]:
+    """Return what a restore gives to a database's main file beside its content."""
+    return [file.get(key) for key in ("mode", "uid", "gid", "xattrs")]
 
 
 def _require_readable(group: shards.Group) -> None:

@@ -130,7 +130,7 @@ def _image_check(store: Store, image: Image, checkers: ImageCheckers) -> Callabl
         # In the store, which has the room.
         with store.scratch("cache") as folder:
             plain = os.path.join(folder, "image")
-            images.unpack(store, image, plain)
+            images.unpack(store, image, plain, folder)
             checks = checkers[image.engine](plain, image.facts)
         return [f"database {image.name}: {check.check}: {check.detail}" for check in checks if not check.ok]
 

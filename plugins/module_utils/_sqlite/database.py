@@ -133,6 +133,8 @@ class SqliteDatabase:
 
         In WAL mode an open read transaction holds it while others write (https://www.sqlite.org/isolation.html). Else such a
         transaction would keep others from writing, so the image is written before this is entered.
+
+        While it is held, nothing in this process may open the database's files, not even to read a byte: see below.
         """
         self.require()
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
@@ -142,7 +144,9 @@ class SqliteDatabase:
             # locked database again for ever.
             source.execute("BEGIN")
             source.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if _is_wal(self.path):
+            # Asked of the connection. From here on the file must not be opened in any other way: closing it gives up all locks
+            # that this process has on it (fcntl(2), https://www.sqlite.org/howtocorrupt.html section 2.2).
+            if source.execute("PRAGMA journal_mode").fetchone() == (b"wal",):
                 yield lambda: _write_image(source, target)
             else:
                 _write_image(source, target)

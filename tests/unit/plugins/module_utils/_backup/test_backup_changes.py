@@ -21,7 +21,7 @@ from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup
 
 @pytest.fixture
 def app(tmp_path: Path) -> App:
-    """Make an application with enough files that a few of them are no quarter of a shard."""
+    """Make an application with enough files that a few of them are no half of a shard."""
     app = App(str(tmp_path)).build()
     for number in range(60):
         app.write(f"data/uploads/many{number:02d}.txt", f"content of {number}\n" * 300)
@@ -151,6 +151,52 @@ def test_other_names_of_a_stale_member(app: App) -> None:
     app.backup()
     come_back(app, app.live())
     assert os.stat(app.at("data/uploads/zlink1.txt")).st_nlink == 2
+
+
+def test_two_files_become_one(app: App) -> None:
+    """A tool that links equal files changes neither content nor times of them, wherever they are stored."""
+    app.backup()
+    one, two = app.at("data/uploads/many00.txt"), app.at("data/uploads/new.txt")
+    shutil.copy2(one, two)
+    app.backup()
+    os.unlink(two)
+    os.link(one, two)
+    app.backup()
+    assert app.backup()["changed"] is False
+    come_back(app, app.live())
+    assert os.stat(one).st_nlink == 2
+
+
+def test_two_files_of_worn_shards_become_one(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both shards are made anew, and the two names go into one of them."""
+    monkeypatch.setattr(shards, "SHARD_BYTES", 20000)
+    one, two = app.write("config/a1", "same\n"), app.at("config/b2")
+    app.write("config/a2", "a" * 15000)
+    app.write("config/b1", "b" * 15000)
+    shutil.copy2(one, two)
+    app.backup()
+    homes = {value["path"]: value["shard"] for value in app.opened().members(app.opened().sets()[-1])}
+    assert homes["a1"] == homes["a2"] != homes["b1"] == homes["b2"]
+    app.write("config/a2", "c" * 15000)
+    app.write("config/b1", "d" * 15000)
+    os.unlink(two)
+    os.link(one, two)
+    app.backup()
+    come_back(app, app.live())
+    assert os.stat(one).st_nlink == 2
+
+
+def test_many_files_get_second_names(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left out of a shard is named in one command, which has room for so many names only."""
+    monkeypatch.setattr(shards, "STALE_MEMBERS", 10)
+    app.backup()
+    os.mkdir(app.at("data/copy"))
+    for number in range(15):
+        os.link(app.at(f"data/uploads/many{number:02d}.txt"), app.at(f"data/copy/{number}"))
+    app.backup()
+    assert len(stale_of(app)) <= 10
+    come_back(app, app.live())
+    assert os.stat(app.at("data/copy/7")).st_nlink == 2
 
 
 def test_damage_of_a_stale_member_is_found_and_mended(app: App) -> None:

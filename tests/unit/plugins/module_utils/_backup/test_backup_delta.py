@@ -215,3 +215,20 @@ def test_room() -> None:
     assert not images.can_patch(base._replace(object="o.dump.gz"), *asked[0])
     assert images.is_worth_it(base, 5 * (1 << 20) - 1)
     assert not images.is_worth_it(base, 5 * (1 << 20))
+
+
+def test_a_file_beside_the_database_has_any_name(app: App) -> None:
+    """What is needed to apply a delta takes no name that a saved file may have."""
+    mine = Path(app.write("data/app.db.base", "mine\n"))
+    app.backup()
+    result = day(app)
+    assert newest(app).base
+    wanted = app.live()
+    target = os.path.join(app.top, "by hand")
+    subprocess.run(["sh", app.set_file(result["set"]["id"], "restore.sh"), target], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    assert dump_of(target + "/data/app.db") == dump_of(app.at("data/app.db"))
+    app.destroy()
+    app.restore()
+    assert mine.read_text(encoding="utf-8") == "mine\n"
+    assert app.live()["config"] == wanted["config"]
+    assert sorted(os.listdir(os.path.join(app.top, "app"))) == [".env", ".opskit-restore", "config", "data", "projects"]

@@ -13,19 +13,23 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Dict, Iterator, List
 
 import pytest
 
+from ansible_collections.opskit.runbooks.plugins.module_utils._application import wiring
+from ansible_collections.opskit.runbooks.plugins.module_utils._application.description import database_spec
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup import create, records
+from ansible_collections.opskit.runbooks.plugins.module_utils._backup.packing import Packer
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.source import Source
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.lock import flock
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite import database as sqlite_database
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import (
+    BACKUP,
     NOBODY,
     App,
     FakeClock,
@@ -135,7 +139,7 @@ def test_same_size_and_time_later(app: App) -> None:
     assert app.backup()["changed"]
 
 
-@pytest.mark.parametrize("what", ["mode", "time", "xattr", "new folder", "gone", "kind"])
+@pytest.mark.parametrize("what", ["mode", "time", "xattr", "new folder", "gone", "kind", "mode of a database", "xattr of a database"])
 def test_every_change_is_one(app: App, what: str) -> None:
     app.backup()
     path = app.at("config/gateway.toml")
@@ -145,6 +149,10 @@ def test_every_change_is_one(app: App, what: str) -> None:
         os.utime(path, ns=(0, os.stat(path).st_mtime_ns + 1))
     elif what == "xattr":
         os.setxattr(path, "user.new", b"1")
+    elif what == "mode of a database":
+        os.chmod(app.at("data/app.db"), 0o600)
+    elif what == "xattr of a database":
+        os.setxattr(app.at("data/app.db"), "user.new", b"1")
     elif what == "new folder":
         os.mkdir(app.at("config/new"))
     elif what == "gone":
@@ -257,6 +265,32 @@ def test_an_undeclared_database(app: App) -> None:
     add_rows(path, 1)
     app.restore()
     assert rows_of(path) == 51
+
+
+def test_a_held_database_stays_what_it_was(app: App) -> None:
+    """Everything is looked at again while databases are held; whoever is the last to close one meanwhile changes nothing of its image."""
+    other = """
+import sqlite3, sys
+for path in sys.argv[1:]:
+    connection = sqlite3.connect(path, timeout=5)
+    connection.execute("UPDATE ledger SET text = 'later'")
+    connection.commit()
+    connection.close()
+"""
+    make_database(app.at("data/undeclared.db"), 300)
+    databases = [{**dict.fromkeys(database_spec()["options"]), **app.params["databases"][0]}]
+    made = wiring.backup_set({**app.params, **BACKUP, "databases": databases}, app.clock)
+    with made.exclusive(), ExitStack() as stack:
+        made.plan()
+        made.store.create()
+        held = made._hold_databases(Packer(made.store, made.past, 1, app.clock.now()), stack)
+        assert len(held) == 2
+        subprocess.run([sys.executable, "-c", other, *(one.live.database.files()[0] for one in held)], check=True, timeout=60)
+        for one in held:
+            one.write()
+            with closing(sqlite3.connect(one.plain)) as connection:
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+                assert connection.execute("SELECT count(*) FROM ledger WHERE text = 'later'").fetchone() == (0,)
 
 
 def test_a_database_is_saved_while_it_is_written(app: App) -> None:

@@ -366,3 +366,22 @@ def test_existing_target_is_never_written_over(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError):
         SqliteDatabase("app", path, 1).image(str(tmp_path / "image"))
     assert (tmp_path / "image").read_text() == "precious"
+
+
+def test_who_closes_last_does_not_change_what_is_held(tmp_path: Path) -> None:
+    """The last connection that closes puts all commits into the main file, unless somebody holds a lock on that."""
+    path, target = str(tmp_path / "app.db"), str(tmp_path / "image")
+    make_database(path, 300, "wal")
+    other = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=5)
+connection.execute("UPDATE ledger SET half = 7")
+connection.commit()
+connection.close()
+"""
+    with SqliteDatabase("app", path, 1).pinned(target) as write:
+        subprocess.run([sys.executable, "-c", other, path], check=True, timeout=60)
+        write()
+    with closing(sqlite3.connect(target)) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert connection.execute("SELECT count(*) FROM ledger WHERE half = 7").fetchone() == (0,)
