@@ -13,6 +13,7 @@ import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 from .._core.clock import Clock, rfc3339
@@ -383,12 +384,21 @@ class BackupSet(Operation):
 
     def _pin(self, survey: Survey, packer: Packer, stack: ExitStack) -> List[Held]:
         """Hold each database that is not as it was in the last set."""
-        held = []
-        for index, seen in enumerate(survey.databases):
-            # Before it is held: a commit in between counts as new next time.
-            live = survey.databases[index] = self._surveyor.moment(seen.database, seen.declared, survey.roots)
-            if live.database.name in survey.database_reasons or live.fingerprint != seen.fingerprint:
-                held.append(_hold(live, packer, stack))
+        held: List[Held] = []
+        databases: List[Live] = []
+        for seen in survey.databases:
+            try:
+                # Before it is held: a commit in between counts as new next time.
+                live = self._surveyor.moment(seen.database, seen.declared, survey.roots)
+                if live.database.name in survey.database_reasons or live.fingerprint != seen.fingerprint:
+                    held.append(_hold(live, packer, stack))
+            except OpskitError:
+                if seen.declared:
+                    raise
+                # It went, or is a file like any other by now: that is seen with the files. If it is still a database, it fails there again.
+                continue
+            databases.append(live)
+        survey.databases[:] = databases
         return held
 
     def _copy_late(
@@ -409,7 +419,8 @@ class BackupSet(Operation):
             survey.totals[root.name] = totals(scan)
             mine = {key: kept for key, kept in survey.kept.items() if kept.known.shard.root == root.name and not kept.known.shard.logs}
             there = {key: kept.known for key, kept in mine.items()}
-            layout = shards.arrange(self.source, root, scan.saved, False, there, lambda *shard, mine=mine: unlike(mine, *shard), late=True)
+            judge = partial(unlike, mine, survey.scanned_ns)
+            layout = shards.arrange(self.source, root, scan.saved, False, there, judge, late=True)
             for key in mine:
                 del survey.kept[key]
             survey.kept.update((kept.known.shard.id, kept) for kept in layout.kept)

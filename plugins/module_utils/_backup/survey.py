@@ -229,10 +229,18 @@ def totals(scan: Scan) -> Tuple[int, int]:
     return sum(entry.type == "file" for entry in scan.saved), sum(entry.size for entry in scan.saved)
 
 
-def unlike(stored: Dict[str, shards.Kept], known: shards.Known, entries: List[Entry]) -> shards.Judgement:
-    """Find the members of a stored shard to which something was done since they were stored."""
+def unlike(stored: Dict[str, shards.Kept], scanned_ns: int, known: shards.Known, entries: List[Entry]) -> shards.Judgement:
+    """Find the members of a stored shard to which something was done since they were stored, or may have been without a trace.
+
+    :param scanned_ns: when they were looked at first; what was written that shortly before may be written again at the same time
+    """
     then = {entry.path: entry for entry in stored[known.shard.id].entries}
-    return shards.Judgement("", [entry.path for entry in entries if not entry.same_file(then[entry.path])])
+
+    def is_sure(entry: Entry) -> bool:
+        has_content = entry.size or entry.type == "symlink"
+        return entry.same_file(then[entry.path]) and (not has_content or shards.is_settled(entry, scanned_ns))
+
+    return shards.Judgement("", [entry.path for entry in entries if not is_sure(entry)])
 
 
 def same_record(one: Optional[Record], other: Record) -> bool:

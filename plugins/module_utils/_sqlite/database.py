@@ -102,9 +102,12 @@ class SqliteDatabase:
         )
 
     def _look(self) -> Tuple[Tuple[object, ...], int]:
-        with open(self.path, "rb") as stream:
-            header = stream.read(HEADER_BYTES)
-            main = os.fstat(stream.fileno())
+        try:
+            with open(self.path, "rb") as stream:
+                header = stream.read(HEADER_BYTES)
+                main = os.fstat(stream.fileno())
+        except FileNotFoundError:
+            raise SqliteError("it went while it was looked at", self.path, "Run again") from None
         seen: Tuple[object, ...] = (main.st_size, main.st_mtime_ns, header[24:28])
         try:
             with open(self.path + "-wal", "rb") as stream:

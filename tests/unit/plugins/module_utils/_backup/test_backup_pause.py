@@ -19,6 +19,7 @@ from typing import Any, Dict, Iterator, List, Optional
 import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._application import wiring
+from ansible_collections.opskit.runbooks.plugins.module_utils._backup import source
 from ansible_collections.opskit.runbooks.plugins.module_utils._backup.create import BackupSet
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.operation import carry_out
@@ -241,6 +242,70 @@ def test_a_database_that_appears_before_the_pause(app: App) -> None:
     app.restore()
     with closing(sqlite3.connect(app.at("projects/b/late.sqlite"))) as connection:
         assert connection.execute("SELECT count(*) FROM ledger").fetchone() == (30,)
+
+
+@pytest.mark.parametrize("after", ["gone", "a text"])
+def test_an_undeclared_database_that_is_none_any_more(app: App, after: str) -> None:
+    """The plan has seen one that nobody has named; by the time of the pause it is gone, or a file like any other."""
+    path = Path(app.at("projects/b/temporary.sqlite"))
+
+    class Late(Hold):
+        def begin(self) -> None:
+            path.unlink()
+            if after == "a text":
+                path.write_text("text\n" * 50, encoding="utf-8")
+
+        def end(self) -> None:
+            pass
+
+    make_database(str(path), 30)
+    result = carry_out(operation(app, Late(app), require_pause=True), False, app.clock)
+    assert result["set"]["databases"] == ["app"]
+    wanted = app.live()
+    app.destroy()
+    app.restore()
+    assert app.live()["projects"] == wanted["projects"]
+
+
+def test_a_database_that_goes_before_the_pause(app: App) -> None:
+    class Late(Hold):
+        def begin(self) -> None:
+            os.unlink(self.app.at("data/app.db"))
+
+        def end(self) -> None:
+            pass
+
+    with pytest.raises(OpskitError, match="it went while it was looked at"):
+        carry_out(operation(app, Late(app)), False, app.clock)
+    assert app.leftovers() == []
+
+
+def test_times_of_whole_seconds(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some file systems a file can be written twice at the same time; what the pause is of is the second content."""
+
+    class Late(Hold):
+        def begin(self) -> None:
+            Path(self.app.at("data/uploads/hot")).write_bytes(b"B" * 1000)
+
+        def end(self) -> None:
+            pass
+
+    fine = source._add
+
+    def coarse(entries: List[source.Entry], path: str, state: os.stat_result) -> bool:
+        if not fine(entries, path, state):
+            return False
+        entry = entries[-1]
+        entries[-1] = entry._replace(mtime_ns=entry.mtime_ns // 10**9 * 10**9, ctime_ns=entry.ctime_ns // 10**9 * 10**9)
+        return True
+
+    monkeypatch.setattr(source, "_add", coarse)
+    time.sleep(1.01 - time.time() % 1)
+    Path(app.at("data/uploads/hot")).write_bytes(b"A" * 1000)
+    carry_out(operation(app, Late(app), require_pause=True), False, app.clock)
+    app.destroy()
+    app.restore()
+    assert Path(app.at("data/uploads/hot")).read_bytes() == b"B" * 1000
 
 
 def test_most_of_a_shard_changes_before_the_pause(app: App) -> None:
