@@ -85,7 +85,7 @@ class Tar(Tool):
     name = "tar | zstd -3 -T0"
 
     def version(self) -> str:
-        tar, zstd = (self.call(program, "--version").split("\n")[0] for program in ("tar", "zstd"))
+        tar, zstd = (self.call(program, "--version").partition("\n")[0] for program in ("tar", "zstd"))
         return f"tar {tar.split()[-1]}, zstd {zstd.partition(' v')[2].split(',')[0]}"
 
     def reset(self) -> None:

@@ -273,6 +273,8 @@ class BackupSet(Operation):
             jobs.append(files)
             images = []
             for one in held:
+                if files.done():
+                    files.result()  # an error is not kept waiting
                 one.write()
                 one.stack.close()
                 images.append(image_pool.submit(packer.store_image, one.live, one.plain))

@@ -50,7 +50,9 @@ class Settings:
             return
         self.whose = f"the environment file of set {placement.manifest.id}"
         shard = next(shard for shard in placement.manifest.shards if shard.id == environment.record["shard"])
-        self.content = archive.member(self.store.object_path(shard.object), get_text(environment.record, "path"), READ_S)
+        # Where it is another name of a member before it, that one has the content.
+        name = get_text(environment.record, "link") or get_text(environment.record, "path")
+        self.content = archive.member(self.store.object_path(shard.object), name, READ_S)
         live = None
         if os.path.lexists(environment.live):
             with open(environment.live, "rb") as stream:
