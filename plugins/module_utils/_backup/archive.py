@@ -40,7 +40,7 @@ _CREATE = (
     "--null",
     "--verbatim-files-from",
 )
-_EXTRACT = (
+EXTRACT = (
     "tar",
     "--extract",
     "--blocking-factor=512",
@@ -52,6 +52,7 @@ _EXTRACT = (
     "--delay-directory-restore",
     "--warning=no-timestamp",
 )
+"""What extracts an archive from standard input, but for where to. The script that each set brings has the same words."""
 
 
 _HARMLESS = re.compile(
@@ -292,7 +293,7 @@ def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float, stal
     :param numeric_owner: give files the stored ids instead of the stored names
     :param stale: members that are left out
     """
-    argv = [*_EXTRACT, *without(stale), "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
+    argv = [*EXTRACT, *without(stale), "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
     if numeric_owner:
         argv.append("--numeric-owner")
     with tempfile.TemporaryFile() as said, open_object(path) as stream:

@@ -36,8 +36,7 @@ def restore_script(manifest: Manifest, stale: Mapping[str, Sequence[str]]) -> st
         "unpack() {",
         "    root=$1",
         "    shift",
-        '    tar --extract --blocking-factor=512 --preserve-permissions --sparse --acls --xattrs "--xattrs-include=*" \\',
-        '        --delay-directory-restore --warning=no-timestamp --directory="$to/$root" --file=- "$@"',
+        f'    {shlex.join(archive.EXTRACT)} --directory="$to/$root" --file=- "$@"',
         "}",
     ]
     for name in sorted(manifest.roots):
@@ -58,15 +57,13 @@ def restore_script(manifest: Manifest, stale: Mapping[str, Sequence[str]]) -> st
         lines.append(f"touch --date=@{second[0]}.{second[1]:09d} {quoted}")
     # Last the shards of folders, which set their modes and times.
     for shard in restore_order(manifest.shards):
-        words = [shard.root, *archive.without(stale.get(shard.id, ()))]
-        lines.append(f"{_decompress(shard.object)} | unpack {' '.join(shlex.quote(word) for word in words)}")
+        lines.append(f"{_decompress(shard.object)} | unpack {shlex.join([shard.root, *archive.without(stale.get(shard.id, ()))])}")
     lines.append(f'echo "set {manifest.id} is in $to"')
     return "\n".join(lines) + "\n"
 
 
 def _decompress(name: str) -> str:
-    argv = " ".join(shlex.quote(word) for word in archive.known_codec(name).decompress())
-    return f"{argv} <../../objects/{name[:2]}/{name}"
+    return f"{shlex.join(archive.known_codec(name).decompress())} <../../objects/{name[:2]}/{name}"
 
 
 def _image_lines(image: Image, target: str) -> List[str]:
@@ -96,7 +93,7 @@ def _server_lines(image: Image) -> List[str]:
         f"  pg_restore --exit-on-error --dbname={shlex.quote(database)} {image.engine}.dump",
         "  rights, settings and comment of the database itself: see databases, facts, properties in manifest.json",
     ]
-    quoted = " ".join(shlex.quote(word) for word in words)
+    quoted = shlex.join(words)
     return [*lines, f"printf '%s\\n' {quoted} | tee {folder}/README.txt"]
 
 
