@@ -213,7 +213,8 @@ def test_credentials_that_are_kept_and_a_schema_that_is_migrated(saved: World) -
     for one in world.ledgers():
         one.host.run("systemctl", "stop", one.unit)
         one.cli("migrate", "--to", "0001")
-    made = world.play("backup", hosts)
+    # It does not run, so it can't be asked to pause.
+    made = world.play("backup", hosts, "-e", "backup_pause=stop")
     for one in world.ledgers():
         one.cli("migrate")
     rotate(world)
