@@ -61,7 +61,12 @@ def reached(what: dict[str, Any], since: float) -> bool:
     if point == "storing":
         return any((Path(what["store"]) / "tmp").iterdir())
     if point == "paused":
-        return (Path(what["state"]) / "pause/pause.json").exists()
+        # From when the watchdog is there; before that nothing is paused.
+        try:
+            folder = Path(what["state"]) / "pause"
+            return (folder / "watchdog").read_text() == json.loads((folder / "pause.json").read_bytes())["id"]
+        except FileNotFoundError:
+            return False
     if point in ("pg_dump", "pg_restore"):
         return runs(point)
     if point == "after":
