@@ -3,7 +3,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A pause of writes under systemd: a backup that is killed in it, with all processes of its session, leaves no application that waits.
 
-On each host one application pauses its writes and the other is stopped; the engines change places between the hosts.
+On each host one application pauses its writes and the other is stopped; the engines change places between the hosts. What strikes a host
+strikes every backup on it, so there is one at a time then.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def test_killed_in_the_pause(world: World, cases: list[Case]) -> None:
         assert run.stats["opskit_backup"][one.inventory_name]["set"]["guarantee"] != "none"
         assert one.look()["half"] == []
 
-    parallel(*(partial(check, case) for case in cases))
+    parallel(*(partial(check, case) for case in cases if case.one.database))
 
 
 def test_the_unit_at_boot(world: World, cases: list[Case]) -> None:
@@ -121,7 +122,7 @@ def test_the_unit_at_boot(world: World, cases: list[Case]) -> None:
         wait_until(lambda: record(one) == "", "the record is gone", GOES_ON_SECONDS)
         wait_until(partial(writes, one), "the application goes on", GOES_ON_SECONDS)
 
-    parallel(*(partial(check, case) for case in cases))
+    parallel(*(partial(check, case) for case in cases if not case.one.database))
 
 
 def test_without_a_pause_the_unit_goes(world: World, cases: list[Case]) -> None:
