@@ -83,12 +83,7 @@ class Packer:
         """Store an image as what differs from a whole one; None where there is none, or no room, or it would be hardly smaller."""
         base = images.base_of(self.past.image(image.name), self.begun)
         size = os.path.getsize(plain)
-        if (
-            self.codec != archive.ZSTD
-            or base is None
-            or base.object in self.past.suspects
-            or not self.store.has_object(base.object, base.stored_bytes)
-        ):
+        if self.codec != archive.ZSTD or base is None or not is_whole(self.store, self.past, (base.object, base.stored_bytes)):
             return None
         if not images.can_patch(base, size, images.available_memory(), free_bytes(self.store.at("tmp"))):
             return None
@@ -169,11 +164,14 @@ class Packer:
         tree = tree_hash([*records, *packed.stale])
         size = sum(value.get("size", 0) for value in records)
         known = self.past.shards.get(group.id)
-        if known is not None and known.shard.tree == tree and known.shard.object not in self.past.suspects:
-            if self.store.has_object(known.shard.object, known.shard.stored_bytes):
-                os.unlink(packed.path)
-                shard = known.shard._replace(files=len(records), bytes=size)
-                return shards.Kept(shards.Known(shard, records, packed.stale), packed.entries)
+        if (
+            known is not None
+            and known.shard.tree == tree
+            and is_whole(self.store, self.past, (known.shard.object, known.shard.stored_bytes))
+        ):
+            os.unlink(packed.path)
+            shard = known.shard._replace(files=len(records), bytes=size)
+            return shards.Kept(shards.Known(shard, records, packed.stale), packed.entries)
         stored = os.path.getsize(packed.path)
         name = self.store.adopt(packed.path, f"tar.{self.codec.ending}", self.past.suspects)
         self.fresh.add(name)

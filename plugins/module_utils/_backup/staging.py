@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, Tuple
 
 from .._core.errors import present
-from .._core.files import hash_file, make_dir, remove_tree, sync_filesystem
+from .._core.files import fsync_file, hash_file, make_dir, remove_tree, sync_filesystem
 from . import archive, images
 from .errors import BackupError
 from .manifest import Record, Shard, get_text
@@ -120,11 +120,7 @@ class Staging:
         os.chmod(placed.staged, value["mode"])
         _set_xattrs(placed.staged, own_xattrs(value.get("xattrs", {})))
         os.utime(placed.staged, ns=(value["mtime_ns"], value["mtime_ns"]))
-        handle = os.open(placed.staged, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        fsync_file(placed.staged)
 
     def _load(self, served: Served) -> None:
         """Load one database beside the live one, from plain files in the store, which has the room."""
