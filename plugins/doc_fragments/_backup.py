@@ -130,6 +130,19 @@ options:
         type: str
 """
 
+    # What data is encrypted with.
+    KEYS = r"""
+options:
+  key_variables:
+    description:
+      - Variables in the application's environment file with the keys that it encrypts or signs data with.
+      - A set keeps a fingerprint of each, from which the key can't be told. By it, rows that were written under another key than the live
+        one are refused when a part of an application is restored.
+    type: list
+    elements: str
+    default: []
+"""
+
     # Modules that write to a store.
     LOCK = r"""
 options:

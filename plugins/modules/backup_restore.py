@@ -69,6 +69,7 @@ options:
     choices: [fail, keep_live, set_role]
     default: fail
 seealso:
+  - module: opskit.runbooks.backup_restore_scope
   - module: opskit.runbooks.backup_set
   - module: opskit.runbooks.backup_set_info
 """

@@ -25,6 +25,7 @@ extends_documentation_fragment:
   - opskit.runbooks._backup
   - opskit.runbooks._backup.source
   - opskit.runbooks._backup.databases
+  - opskit.runbooks._backup.keys
   - opskit.runbooks._backup.lock
 attributes:
   check_mode:
@@ -291,6 +292,7 @@ def main() -> None:
         verify={"type": "str", "choices": ["content", "stored", "none"], "default": "content"},
     )
     spec.update(wiring.pause_spec())
+    spec.update(wiring.key_spec())
     run_module(AnsibleModule(argument_spec=spec, supports_check_mode=True), wiring.backup_set)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, Optional
 
 from .._backup.create import BackupSet, Options
-from .._backup.exchange import Servers
 from .._backup.info import SetInfo
 from .._backup.prune import Prune
 from .._backup.restore import Options as RestoreOptions
@@ -19,14 +18,19 @@ from .._backup.store import Store
 from .._backup.verify import ImageCheckers, VerifySets
 from .._core.clock import Clock
 from .._core.errors import OpskitError
-from .._core.protocols import DatabaseSource
+from .._core.protocols import DatabaseSource, RowTarget
 from .._postgresql.database import PostgresDatabase, check_name
 from .._postgresql.database import check_image as check_dump
 from .._postgresql.login import Login
 from .._postgresql.restore import PostgresTarget
+from .._postgresql.rows import PostgresRows
 from .._sqlite.database import SqliteDatabase
+from .._sqlite.rows import SqliteRows
 from .description import LOGIN, database_spec
 from .pause import KINDS, CommandPause
+from .restore_scope import Options as ScopeOptions
+from .restore_scope import RestoreScope
+from .scopes import find_scope, read_scopes
 
 COLLECTION = "1.0.0"
 """Version of this collection; a test compares it with galaxy.yml."""
@@ -46,6 +50,11 @@ def lock_spec() -> Dict[str, Any]:
         "lock_timeout": {"type": "int", "default": 0},
         "lock_dir": {"type": "path"},
     }
+
+
+def key_spec() -> Dict[str, Any]:
+    """Return the option that says what the application's keys are called."""
+    return {"key_variables": {"type": "list", "elements": "str", "default": [], "no_log": False}}
 
 
 def source_spec() -> Dict[str, Any]:
@@ -99,6 +108,10 @@ def build_database(item: Dict[str, Any], timeout: float) -> DatabaseSource:
     """Return one database of the description. Raises :class:`OpskitError` for a wrong one."""
     if item["engine"] == "postgresql":
         return _postgres(item, timeout)
+    return _sqlite(item, timeout)
+
+
+def _sqlite(item: Dict[str, Any], timeout: float) -> SqliteDatabase:
     if not item["path"]:
         raise OpskitError(f"the database {item['name']} has no path", "databases", "Name the file that SQLite keeps it in")
     require_absolute(item["path"])
@@ -118,7 +131,7 @@ def _login(item: Dict[str, Any], prefix: str) -> Login:
     return Login(host=item["host"] or "", port=item["port"] or 0, **values)
 
 
-def build_servers(params: Dict[str, Any]) -> Servers:
+def build_servers(params: Dict[str, Any]) -> Dict[str, PostgresTarget]:
     """Return where the databases in servers are brought back to, by name: by the admin's login, where there is one."""
     servers: Dict[str, PostgresTarget] = {}
     for item in params["databases"]:
@@ -193,6 +206,7 @@ def backup_set(params: Dict[str, Any], clock: Clock) -> BackupSet:
         lock_timeout_s=params["lock_timeout"],
         collection=COLLECTION,
         require_pause=params["require_pause"],
+        key_variables=tuple(params["key_variables"]),
     )
     pause = build_pause(params, clock)
     return BackupSet(build_store(params), build_source(params), options, clock, _adopt(params), image_checkers(), pause)
@@ -221,6 +235,38 @@ def backup_restore(params: Dict[str, Any], clock: Clock) -> Restore:
     )
     source, servers = build_source(params), build_servers(params)
     return Restore(build_store(params), source, options, clock, image_checkers(), servers, _adopt(params))
+
+
+def build_row_targets(params: Dict[str, Any]) -> Dict[str, RowTarget]:
+    """Return where chosen rows come back to, by the name of the database in a set."""
+    servers, timeout = build_servers(params), params["database_timeout"]
+    targets: Dict[str, RowTarget] = {}
+    for item in params["databases"]:
+        name = item["name"]
+        if item["engine"] == "postgresql":
+            targets[name] = PostgresRows(_postgres(item, timeout), servers[name])
+        else:
+            targets[name] = SqliteRows(_sqlite(item, timeout))
+    return targets
+
+
+def backup_restore_scope(params: Dict[str, Any], clock: Clock) -> RestoreScope:
+    """Return the operation of the module backup_restore_scope."""
+    require_absolute(params["state_dir"])
+    scopes = read_scopes(params["scopes"], [item["name"] for item in params["databases"]])
+    scope, value = find_scope(scopes, params["scope"]), params["value"] or ""
+    scope.check_value(value)
+    options = ScopeOptions(
+        which=params["set"] or "latest",
+        value=value,
+        policy=params["policy"],
+        state_dir=params["state_dir"],
+        owner=params["owner"],
+        key_variables=params["key_variables"],
+        lock_timeout_s=params["lock_timeout"],
+    )
+    source, targets = build_source(params), build_row_targets(params)
+    return RestoreScope(build_store(params), source, scope, options, clock, image_checkers(), targets, _adopt(params))
 
 
 def backup_set_info(params: Dict[str, Any], _clock: Clock) -> SetInfo:

@@ -287,16 +287,23 @@ def without(paths: Sequence[str]) -> List[str]:
     return ["--anchored", "--no-wildcards", *(f"--exclude={path}" for path in paths)] if paths else []
 
 
-def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float, stale: Sequence[str] = ()) -> None:
+def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float, stale: Sequence[str] = (), only: Sequence[str] = ()) -> None:
     """Extract an archive object into a folder, with everything that it holds. Raises :class:`BackupError`.
 
     :param numeric_owner: give files the stored ids instead of the stored names
     :param stale: members that are left out
+    :param only: the members that are not, where most are
     """
-    argv = [*EXTRACT, *without(stale), "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
+    argv = [*EXTRACT, "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
     if numeric_owner:
         argv.append("--numeric-owner")
-    with tempfile.TemporaryFile() as said, open_object(path) as stream:
+    with tempfile.TemporaryFile() as said, tempfile.NamedTemporaryFile() as names, open_object(path) as stream:
+        if only:
+            names.write(b"".join(os.fsencode(name) + b"\0" for name in only))
+            names.flush()
+            argv += ["--no-wildcards", "--no-recursion", "--null", "--verbatim-files-from", f"--files-from={names.name}"]
+        else:
+            argv += without(stale)
         tar = command.start(
             [*argv, f"--directory={folder}", "--file=-"],
             stdin=stream.fileno(),

@@ -9,6 +9,7 @@ before and after.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 
 from .._core.clock import Clock, rfc3339
 from .._core.command import find_program
+from .._core.environment import fingerprint
 from .._core.errors import OpskitError, present
 from .._core.files import free_bytes, human_size, is_out_of_space
 from .._core.operation import Check, Operation
@@ -25,11 +27,11 @@ from .._core.plan import Plan
 from .._core.protocols import DatabaseSource, Pause
 from . import shards
 from .errors import BackupError
-from .manifest import Image, Manifest, put_text, stale_members
+from .manifest import STALE, Image, Manifest, Record, get_text, put_text, stale_members
 from .packing import Packed, Packer, beside
 from .past import OF_SET, Past, read_past
 from .script import restore_script
-from .source import Entry, Source, is_below
+from .source import ENVIRONMENT, Entry, Source, is_below
 from .store import Store
 from .survey import DAMAGED, Live, Survey, Surveyor, totals, unlike
 from .verify import ImageCheckers, verify_objects
@@ -70,6 +72,8 @@ class Options(NamedTuple):
     """Version of the collection, written into the set."""
     require_pause: bool = False
     """Make no set where the pause of writes can't be had or does not hold."""
+    key_variables: Tuple[str, ...] = ()
+    """Variables of the environment file whose values data is encrypted or signed with."""
 
 
 class BackupSet(Operation):
@@ -461,6 +465,7 @@ class BackupSet(Operation):
             new_bytes=0,
             guarantee=self.guarantee,
             pause_s=self.pause_s,
+            keys=self._keys(survey, records),
         )
         sizes = manifest.objects
         self.fresh = packer.fresh
@@ -468,6 +473,24 @@ class BackupSet(Operation):
         manifest = manifest._replace(new_bytes=sum(sizes[name] for name in packer.fresh if name in sizes))
         self.made = self.store.publish_set(manifest, records, packer.codec, restore_script(manifest, stale_members(records)))
         self.store.write_cache({**cache, OF_SET: {"id": self.made.id}})
+
+    def _keys(self, survey: Survey, records: List[Record]) -> Dict[str, str]:
+        """Return the fingerprints of the application's keys in the environment file as it is in the set."""
+        path = self.source.targets.get(ENVIRONMENT, "")
+        if not self.options.key_variables or not os.path.isfile(path):
+            return {}
+        with open(path, "rb") as stream:
+            content = stream.read()
+        digest, bases = hashlib.sha256(content).hexdigest(), {root.name: root.base for root in survey.roots}
+        saved = [value for value in records if STALE not in value and os.path.join(bases[value["root"]], get_text(value, "path")) == path]
+        if not saved or saved[0].get("sha256") != digest:
+            self.notes.append(f"{path} changed while the set was made, so the set holds no fingerprints of the application's keys")
+            return {}
+        found = {variable: fingerprint(content, variable, self.store.uuid) for variable in self.options.key_variables}
+        unset = [variable for variable, value in found.items() if not value]
+        if unset:
+            self.notes.append(f"{path} does not set {', '.join(unset)}, which is named under key_variables")
+        return {variable: value for variable, value in found.items() if value}
 
     def _cache_of(self, survey: Survey) -> Dict[str, Dict[str, str]]:
         """Return what tells next time, without reading, that files are what is stored."""

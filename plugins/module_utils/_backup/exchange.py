@@ -424,6 +424,17 @@ class Journal:
             step.undo()
 
 
+def interrupted_set(path: str) -> str:
+    """Return the set whose exchange a run died in, by its journal; empty where none did."""
+    try:
+        value = read_json(path)
+        return str(value["set"]) if value["phase"] in (EXCHANGING, ROLLING_BACK) else ""
+    except FileNotFoundError:
+        return ""
+    except (KeyError, TypeError) as error:
+        raise BackupError(f"the record of the last restore is damaged ({error!r})", path, "See that the live state is whole") from None
+
+
 def inode(path: str) -> Optional[int]:
     """Return the inode number at a name, None where nothing is."""
     try:

@@ -101,6 +101,8 @@ class Manifest(NamedTuple):
     ``none``: databases and files are each consistent, but of different moments."""
     pause_s: float = 0.0
     """Seconds from the beginning of the pause to its end; 0 where none was asked for."""
+    keys: Dict[str, str] = {}
+    """By variable of the environment file, the fingerprint of a key that data of the set may be encrypted or signed with."""
 
     @property
     def objects(self) -> Dict[str, int]:

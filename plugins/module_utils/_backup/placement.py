@@ -19,11 +19,8 @@ from .errors import BackupError
 from .exchange import Servers, inode
 from .manifest import STALE, Image, Manifest, Record, get_text, stale_members
 from .records import read_xattrs
-from .source import STAGE_FOLDER, Entry, Root, Source, is_below, look
+from .source import ENVIRONMENT, STAGE_FOLDER, Entry, Root, Source, is_below, look
 from .store import Store
-
-ENVIRONMENT = "environment"
-"""The name of the saved path that is the application's environment file."""
 
 
 class Target(NamedTuple):

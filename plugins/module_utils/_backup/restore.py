@@ -201,20 +201,7 @@ class Restore(Operation):
 
     def _plan_restore(self, plan: Plan) -> None:
         manifest = self.store.find(self.held or self.options.which)
-        proof = self.store.proof(manifest.id)
-        if not proof.ok:
-            reason = proof.failures[0]["reason"] if proof.failures else "no reason was recorded"
-            raise BackupError(f"set {manifest.id} failed its verification: {reason}", self.store.path, "Name another set")
-        for name, size in manifest.objects.items():
-            if not self.store.has_object(name, size):
-                raise BackupError(
-                    f"set {manifest.id} needs object {name}, which is missing or has another size",
-                    self.store.path,
-                    "Name another set",
-                )
-        damage = self.store.set_damage(manifest)
-        if damage:
-            raise BackupError(f"set {manifest.id} is damaged: {damage[0]}", self.store.path, "Name another set")
+        self.store.require_restorable(manifest)
         find_program("tar", "tar")
         journal = self.journal
         reuse = journal is not None and journal.phase == STAGED and journal.set_id == manifest.id

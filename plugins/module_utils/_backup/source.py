@@ -16,6 +16,9 @@ from .errors import BackupError
 STAGE_FOLDER = ".opskit-restore"
 """Name of the folder beside a restored path in which its copy is staged and its old state is kept; never saved."""
 
+ENVIRONMENT = "environment"
+"""The name of the saved path that is the application's environment file."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")
 """Names of paths and databases become parts of file names."""
 

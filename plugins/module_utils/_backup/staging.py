@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Dict, List, Tuple
 
 from .._core.errors import present
-from .._core.files import fsync_file, hash_file, make_dir, remove_tree, sync_filesystem
+from .._core.files import fsync_file, make_dir, remove_tree, sync_filesystem
 from . import archive, images
 from .errors import BackupError
 from .manifest import Record, Shard, get_text
@@ -25,6 +25,8 @@ from .verify import ImageCheckers
 
 EXTRACT_S = 24 * 3600
 """Seconds that one shard may take to extract."""
+MOST_LEFT_OUT = 1000
+"""Members that tar is told to leave out; their names are arguments, and those have a limit (execve(2))."""
 
 
 class Staging:
@@ -61,8 +63,11 @@ class Staging:
                     os.makedirs(os.path.join(target.base, path), 0o700, exist_ok=True)
 
         def extract(shard: Shard) -> None:
-            stale = self.placement.stale.get(shard.id, [])
-            archive.extract(self._whole(shard.object), targets[shard.root].base, self.placement.owner == "id", EXTRACT_S, stale)
+            stale, only = self.placement.stale.get(shard.id, []), []
+            if len(stale) > MOST_LEFT_OUT:
+                only = [get_text(value, "path") for value in self.placement.records if value["shard"] == shard.id]
+            base, by_id = targets[shard.root].base, self.placement.owner == "id"
+            archive.extract(self.store.whole_object(shard.object), base, by_id, EXTRACT_S, stale, only)
 
         ordered = restore_order(self.placement.manifest.shards)
         trees = [shard for shard in ordered if is_tree(shard.id)]
@@ -91,13 +96,6 @@ class Staging:
                 remove_tree(os.path.join(target.staged, os.path.relpath(kept, target.live)))
             set_folder_times(self.placement, target)
 
-    def _whole(self, name: str) -> str:
-        """Return the path of an object that holds the bytes that it is named by. Raises :class:`BackupError` for any other."""
-        path = self.store.object_path(name)
-        if hash_file(path) != name.split(".")[0]:
-            raise BackupError(f"object {name} is damaged (its hash is not its name)", self.store.path, "Name another set")
-        return path
-
     def _rewrite(self, target: Target, value: Record) -> None:
         """Give the staged environment file the content that was settled, with the rights and time it has."""
         path = os.path.join(target.base, get_text(value, "path"))
@@ -109,7 +107,7 @@ class Staging:
     def _place_image(self, placed: Placed) -> None:
         os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
         for name, _size in placed.image.stored:
-            self._whole(name)
+            self.store.whole_object(name)
         images.unpack(self.store, placed.image, placed.staged, self.placement.stage_of(placed))
         wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
         if wrong:
@@ -127,7 +125,7 @@ class Staging:
         with self.store.scratch("tmp") as folder:
             plain, beside = os.path.join(folder, "image"), ""
             for name, _size in served.image.stored:
-                self._whole(name)
+                self.store.whole_object(name)
             images.unpack(self.store, served.image, plain, folder)
             if served.image.beside:
                 beside = os.path.join(folder, "globals.sql")

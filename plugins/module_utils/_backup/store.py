@@ -233,6 +233,26 @@ class Store:
             "Verify one (backup_verify), or name a set by its id",
         )
 
+    def require_restorable(self, manifest: Manifest) -> None:
+        """Refuse a set that failed its verification, or of which something is missing or damaged, as far as a quick look tells.
+
+        Raises :class:`BackupError`.
+        """
+        proof = self.proof(manifest.id)
+        if not proof.ok:
+            reason = proof.failures[0]["reason"] if proof.failures else "no reason was recorded"
+            raise BackupError(f"set {manifest.id} failed its verification: {reason}", self.path, "Name another set")
+        for name, size in manifest.objects.items():
+            if not self.has_object(name, size):
+                raise BackupError(
+                    f"set {manifest.id} needs object {name}, which is missing or has another size",
+                    self.path,
+                    "Name another set",
+                )
+        damage = self.set_damage(manifest)
+        if damage:
+            raise BackupError(f"set {manifest.id} is damaged: {damage[0]}", self.path, "Name another set")
+
     def file_list(self, manifest: Manifest) -> List[Record]:
         """Return the lines of what a set holds, each path once."""
         return [value for value in self.members(manifest) if STALE not in value]
@@ -313,6 +333,13 @@ class Store:
             return os.stat(self.object_path(name)).st_size == size
         except FileNotFoundError:
             return False
+
+    def whole_object(self, name: str) -> str:
+        """Return the path of an object that holds the bytes that it is named by. Raises :class:`BackupError` for any other."""
+        path = self.object_path(name)
+        if hash_file(path) != name.split(".")[0]:
+            raise BackupError(f"object {name} is damaged (its hash is not its name)", self.path, "Name another set")
+        return path
 
     def adopt(self, path: str, kind: str, suspects: Set[str]) -> str:
         """Move a finished, fsynced file of tmp/ to its place among the objects, named by its hash; returns its name.

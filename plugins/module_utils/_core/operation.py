@@ -26,13 +26,18 @@ class Check(NamedTuple):
 class Operation:
     """One piece of work. A room's engine is a subclass.
 
-    Nothing but :meth:`apply`, :meth:`note` and :meth:`exclusive` may write; :meth:`plan` must come to the same steps in check mode
-    and in the real run.
+    Nothing but :meth:`apply`, :meth:`note` and :meth:`exclusive` may write, beside what :meth:`looking` makes and removes again;
+    :meth:`plan` must come to the same steps in check mode and in the real run.
     """
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
         """Hold the lock that the real run needs from before the plan to after the verification."""
+        yield
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Hold what the plan looks with and the run goes on with (a copy to compare with, say); entered in check mode, too."""
         yield
 
     def plan(self) -> Plan:
@@ -68,9 +73,10 @@ def carry_out(operation: Operation, check_mode: bool, clock: Clock) -> Dict[str,
     started = clock.monotonic()
     checks: List[Check] = []
     if check_mode:
-        plan = operation.plan()
+        with operation.looking():
+            plan = operation.plan()
     else:
-        with operation.exclusive():
+        with operation.exclusive(), operation.looking():
             plan = operation.plan()
             if plan.changes:
                 operation.apply(plan)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any, Callable, ContextManager, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
+from .rows import RowMerge
+
 
 class DatabaseSource(Protocol):
     """One database of the application, as the backup store sees it."""
@@ -114,6 +116,25 @@ class ServerTarget(Protocol):
 
     def with_live_url(self, settings: bytes, live: bytes) -> bytes:
         """Return an environment file's content with the URL of the live one."""
+
+
+class RowTarget(Protocol):
+    """A live database that chosen rows of an image come back to, while the application goes on using it."""
+
+    name: str
+    """The name it has in a set."""
+
+    def missing(self) -> List[str]:
+        """Return the Debian packages that have to be installed before anything else can be asked."""
+
+    def schema_version(self) -> str:
+        """Return what the application calls its live schema; empty for one without a version."""
+
+    def beside(self, image: str, facts: Dict[str, Any]) -> ContextManager[RowMerge]:
+        """Have an image opened, or loaded, beside the live database while the block runs. The image's file may be written to."""
+
+    def alone(self) -> ContextManager[RowMerge]:
+        """Have the live database alone while the block runs, to see what was committed."""
 
 
 class Pause(Protocol):

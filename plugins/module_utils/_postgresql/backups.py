@@ -18,8 +18,9 @@ from .._core.errors import OpskitError, present
 from .._core.files import fsync_dir, hash_file, publish_json, read_json
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
+from .._core.rows import quote
 from .._core.snapshots import Snapshot
-from .contents import ask, quote
+from .contents import ask
 from .database import PostgresDatabase, check_image, check_name, describe_version
 from .errors import PostgresError
 from .login import missing_driver

@@ -10,6 +10,7 @@ import re
 from typing import Any, Dict, List, Sequence, Tuple
 
 from .._core.command import CommandError, run
+from .._core.rows import quote
 from .clients import client, major_of
 from .errors import PostgresError
 from .login import Login
@@ -46,7 +47,7 @@ _RELATIONS = """
 
 # Between looking a table up and reading it somebody can put a view in its place, which would run their code as this role; pg_dump
 # guards itself in the same way (CVE-2024-7348). An older server does not know the setting.
-_NO_VIEWS = """
+NO_VIEWS = """
     SELECT pg_catalog.set_config(name, %s, false) FROM pg_catalog.pg_settings WHERE name = 'restrict_nonsystem_relation_kind'
 """
 
@@ -121,11 +122,6 @@ PROVIDERS = {"c": "libc", "i": "icu", "b": "builtin"}
 """``pg_database.datlocprovider`` and what CREATE DATABASE calls it."""
 
 
-def quote(name: str) -> str:
-    """Return a name as an SQL identifier (PostgreSQL, 4.1.1)."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def beside_values(text: str) -> str:
     """Return a part of a statement that is asked with values, where a % would be a place for one."""
     return text.replace("%", "%%")
@@ -146,11 +142,11 @@ def rows_of(connection: Any) -> Dict[str, Dict[str, Any]]:
     where there are no rows. The large objects are ``(large objects)``.
     """
     found: Dict[str, Dict[str, Any]] = {}
-    ask(connection, _NO_VIEWS, ["view, foreign-table"])
+    ask(connection, NO_VIEWS, ["view, foreign-table"])
     for schema, name, condition in ask(connection, _RELATIONS, ["r"]):
         count, value = ask(connection, _ROWS.format(table=f"{quote(schema)}.{quote(name)}", condition=condition))[0]
         found[f"{schema}.{name}"] = {"rows": count, "sum": None if value is None else str(value)}
-    ask(connection, _NO_VIEWS, [""])
+    ask(connection, NO_VIEWS, [""])
     count, value = ask(connection, _LARGE_OBJECTS)[0]
     if count:
         found["(large objects)"] = {"rows": count, "sum": str(value)}

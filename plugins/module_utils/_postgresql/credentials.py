@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-import re
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from .._core.errors import present
+from .._core.environment import value_of
 from .errors import PostgresError
 from .login import Login
 
@@ -20,35 +19,6 @@ class Url(NamedTuple):
     login: Login
     database: str
     password: str
-
-
-def _find(lines: List[bytes], variable: str) -> Optional[int]:
-    """Return the number of the line that sets a variable: the last one, which wins wherever such files are read."""
-    pattern = re.compile(rb"\s*(?:export\s+)?" + re.escape(variable.encode()) + rb"=")
-    found = [number for number, line in enumerate(lines) if pattern.match(line)]
-    return found[-1] if found else None
-
-
-def value_of(content: bytes, variable: str) -> Optional[str]:
-    """Return the value that an environment file of ``KEY=value`` lines gives a variable, None where it gives none."""
-    lines = content.split(b"\n")
-    number = _find(lines, variable)
-    if number is None:
-        return None
-    value = lines[number].split(b"=", 1)[1].strip()
-    if len(value) > 1 and value[:1] == value[-1:] and value[:1] in (b"'", b'"'):
-        value = value[1:-1]
-    return value.decode("utf-8", errors="replace")
-
-
-def with_line_of(content: bytes, other: bytes, variable: str) -> bytes:
-    """Return an environment file's content with the line of a variable as it stands in another one, which has it."""
-    lines, others = content.split(b"\n"), other.split(b"\n")
-    line, number = others[present(_find(others, variable))], _find(lines, variable)
-    if number is not None:
-        lines[number] = line
-        return b"\n".join(lines)
-    return content + (b"" if content.endswith(b"\n") or not content else b"\n") + line + b"\n"
 
 
 def read_url(content: bytes, variable: str, whose: str) -> Url:

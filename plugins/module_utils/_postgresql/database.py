@@ -187,6 +187,11 @@ class PostgresDatabase:
     def _lock_s(self) -> float:
         return max(self.deadline_s, 1)
 
+    def live_schema_version(self) -> str:
+        """Return what the application calls the schema that is live; empty for an application without versions."""
+        with self.login.session(self.database) as connection:
+            return self._schema_version(connection)
+
     def _schema_version(self, connection: Any) -> str:
         if not self.schema_query:
             return ""

@@ -9,7 +9,7 @@ import os
 import pwd
 import stat
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple
 
 from .._core.command import environment
 from .._core.redact import redact
@@ -175,6 +175,15 @@ class Login(NamedTuple):
         finally:
             if connection is not None:
                 connection.close()
+
+
+@contextmanager
+def refused(explain: Callable[[str], PostgresError]) -> Iterator[None]:
+    """Raise what is made of the server's words, where it refuses a statement of the block for what that says."""
+    try:
+        yield
+    except (psycopg2.DataError, psycopg2.ProgrammingError) as error:
+        raise explain(_one_line(_words_of(error))) from None
 
 
 def encrypted(connection: Any, role: str, password: str) -> str:

@@ -9,14 +9,17 @@ import hashlib
 import os
 import re
 import time
-from typing import Any, Dict, List, Optional, Sequence, Set, Tuple
+from contextlib import contextmanager
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
 from .._core.command import last_words, start
+from .._core.environment import with_line_of
 from .._core.files import human_size
 from .._core.protocols import Names
+from .._core.rows import quote
 from .clients import client, major_of, version_text
-from .contents import apply_properties, ask, beside_values, difference, quote
-from .credentials import Url, read_url, with_line_of
+from .contents import apply_properties, ask, beside_values, difference
+from .credentials import Url, read_url
 from .database import READ_S, PostgresDatabase, conninfo, end
 from .errors import PostgresError
 from .login import Login, encrypted
@@ -25,6 +28,9 @@ MAINTENANCE = "postgres"
 """The database that work on other databases is done from; initdb makes it for that."""
 
 POLL_S = 0.2
+
+_NOTHING_BESIDE = ("--no-owner", "--no-privileges", "--no-tablespaces", "--no-publications", "--no-subscriptions")
+"""What keeps a copy of a dump from naming roles and from having others connected to it."""
 
 _RIGHTS = """
     SELECT rolname, rolsuper, rolcreatedb,
@@ -304,8 +310,51 @@ class PostgresTarget:
             self.drop(name)
             raise
 
-    def _fill(self, program: str, image: str, name: str) -> None:
-        argv = [program, "--exit-on-error", "--no-password", "--dbname", conninfo(name)]
+    @contextmanager
+    def scratch(self, image: str, facts: Dict[str, Any], name: str) -> Iterator[None]:
+        """Have a database made of a dump while the block runs: definitions and rows, and no owners, rights or subscriptions.
+
+        No role is made for it, and nobody else may connect. What a killed run has left is removed first.
+        Raises :class:`PostgresError`; also where another run is at work on one of this name.
+        """
+        with self.admin.session(MAINTENANCE) as connection:
+            self._check_maker(connection, facts)
+            # It is given up with the session, whatever ends that.
+            lock = int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big", signed=True)
+            if not ask(connection, "SELECT pg_catalog.pg_try_advisory_lock(%s)", [lock])[0][0]:
+                raise PostgresError("another run is at work with this database", f"{name} on {self.admin.where}", "Wait for it to end")
+            self.drop(name)
+            try:
+                me = ask(connection, "SELECT current_user::text")[0][0]
+                properties = {**facts["properties"], "owner": me, "tablespace": "pg_default"}
+                ask(connection, _create(name, properties, connection.server_version))
+                ask(connection, f"REVOKE ALL ON DATABASE {quote(name)} FROM PUBLIC")
+                program = client("pg_restore", max(major_of(connection.server_version), major_of(facts["server_version"])))
+                self._fill(program, image, name, _NOTHING_BESIDE)
+                yield
+            finally:
+                self.drop(name)
+
+    def _check_maker(self, connection: Any, facts: Dict[str, Any]) -> None:
+        """Refuse a server that can't take a copy of a dump, or a role that may not make one."""
+        version = connection.server_version
+        if major_of(version) < major_of(facts["server_version"]):
+            raise PostgresError(
+                f"the dump is of PostgreSQL {version_text(facts['server_version'])}, the server is {version_text(version)}",
+                self.where,
+                "Use a server that is at least as new",
+            )
+        me, is_superuser, may_create, _may_signal = ask(connection, _RIGHTS)[0]
+        if not is_superuser and not may_create:
+            raise PostgresError(
+                f"the role {me} may not make databases", self.where, f"ALTER ROLE {quote(me)} CREATEDB, or name another admin"
+            )
+        if _oid(connection, self.database) is None:
+            raise PostgresError("there is no such database", self.where, "Restore the whole set first")
+        self._check_space(connection, facts)
+
+    def _fill(self, program: str, image: str, name: str, options: Sequence[str] = ()) -> None:
+        argv = [program, "--exit-on-error", "--no-password", *options, "--dbname", conninfo(name)]
         with open(image, "rb") as stream:
             # A role can be one that only reads unless told otherwise.
             env = {**self.admin.environment(name), "PGOPTIONS": "-c default_transaction_read_only=off"}

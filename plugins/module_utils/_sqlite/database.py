@@ -141,7 +141,7 @@ class SqliteDatabase:
         """
         self.require()
         os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-        with self._removed_on_error(target), closing(_open(self.path, "mode=ro", self.deadline_s)) as source:
+        with self._removed_on_error(target), closing(open_database(self.path, "mode=ro", self.deadline_s)) as source:
             os.chmod(target, 0o600)
             # Waits for the application's lock within the deadline, and pins the snapshot: backup() itself would try a
             # locked database again for ever.
@@ -169,15 +169,15 @@ class SqliteDatabase:
         application gives it.
         Raises :class:`SqliteError`; then there is no image any more.
         """
-        with self._removed_on_error(image):
-            return {**_facts(image), "schema_version": self._schema_version(image)}
+        with self._removed_on_error(image), closing(_open_immutable(image)) as connection:
+            return {**_facts(image), "schema_version": self.schema_version(connection)}
 
-    def _schema_version(self, image: str) -> str:
+    def schema_version(self, connection: sqlite3.Connection) -> str:
+        """Return what the application calls the schema of an opened database; empty for an application without versions."""
         if not self.schema_query:
             return ""
         try:
-            with closing(_open_immutable(image)) as connection:
-                rows = connection.execute(self.schema_query).fetchmany(2)
+            rows = connection.execute(self.schema_query).fetchmany(2)
         except sqlite3.Error as error:
             raise SqliteError(f"the query for the schema's version failed: {error}", self.path, "Correct schema_query") from None
         if len(rows) != 1 or len(rows[0]) != 1 or rows[0][0] is None:
@@ -203,14 +203,18 @@ class SqliteDatabase:
                 raise self._explain(error) from None
             raise
 
+    def locked(self, text: str) -> SqliteError:
+        """Return what to raise when another process has not let go of the database in time."""
+        return SqliteError(
+            f"locked by another process for longer than {self.deadline_s:g} s ({text})",
+            self.path,
+            f"Look for who holds it with: fuser -v {self.path}; or give it more time",
+        )
+
     def _explain(self, error: sqlite3.Error) -> SqliteError:
         text = str(error)
         if "locked" in text or "busy" in text:
-            return SqliteError(
-                f"locked by another process for longer than {self.deadline_s:g} s ({text})",
-                self.path,
-                f"Look for who holds it with: fuser -v {self.path}; or give it more time",
-            )
+            return self.locked(text)
         if "readonly" in text and not is_empty_or_absent(self.path + "-journal"):
             return SqliteError(
                 "a transaction was cut off and its rollback journal is still to be played back, which needs a writer",
@@ -256,7 +260,7 @@ class SqliteDatabase:
 
 
 def _write_image(source: sqlite3.Connection, target: str) -> None:
-    with closing(_open(target, "mode=rw")) as copy:
+    with closing(open_database(target, "mode=rw")) as copy:
         # The copy is thrown away unless it is whole and on disk, so it needs no journal of its own.
         copy.execute("PRAGMA journal_mode=OFF")
         copy.execute("PRAGMA synchronous=OFF")
@@ -288,17 +292,22 @@ def _header_problem(path: str) -> str:
     return ""
 
 
-def _open(path: str, query: str, timeout_s: float = 0.0) -> sqlite3.Connection:
+def uri_of(path: str, query: str) -> str:
+    """Return the URI of a database file, with how it is opened."""
     # quote() leaves no byte that has a meaning in a URI (https://www.sqlite.org/uri.html), whatever the encoding.
-    uri = f"file://{quote(os.fsencode(os.path.abspath(path)))}?{query}"
-    connection = sqlite3.connect(uri, timeout=timeout_s, isolation_level=None, uri=True)
+    return f"file://{quote(os.fsencode(os.path.abspath(path)))}?{query}"
+
+
+def open_database(path: str, query: str, timeout_s: float = 0.0) -> sqlite3.Connection:
+    """Open a database file in autocommit; texts come as bytes. Raises :class:`sqlite3.Error`."""
+    connection = sqlite3.connect(uri_of(path, query), timeout=timeout_s, isolation_level=None, uri=True)
     connection.text_factory = bytes
     return connection
 
 
 def _open_immutable(path: str) -> sqlite3.Connection:
     # Else a look at an image in WAL mode would leave a -wal and -shm beside it.
-    return _open(path, "mode=ro&immutable=1")
+    return open_database(path, "mode=ro&immutable=1")
 
 
 def _facts(path: str) -> Dict[str, Any]:

@@ -37,6 +37,7 @@ BACKUP: Dict[str, Any] = {
     "pause": None,
     "require_pause": False,
     "state_dir": None,
+    "key_variables": [],
 }
 """The options that only backup_set has."""
 
@@ -112,6 +113,10 @@ class App:
     def restore(self, check: bool = False, **options: Any) -> Dict[str, Any]:
         params = {"set": "latest", "state": "restored", "state_dir": self.state_dir, "owner": "name", "credentials": "fail"}
         return self._carry_out(wiring.backup_restore, {**self.params, **params, **options}, check)
+
+    def restore_scope(self, scope: str, value: str = "", check: bool = False, **options: Any) -> Dict[str, Any]:
+        params = {"set": "latest", "state_dir": self.state_dir, "owner": "name", "policy": "fail", "key_variables": []}
+        return self._carry_out(wiring.backup_restore_scope, {**self.params, **params, "scope": scope, "value": value, **options}, check)
 
     def verify(self, check: bool = False, **options: Any) -> Dict[str, Any]:
         """The result; ``failure`` is what the module would fail with."""

@@ -1,0 +1,486 @@
+# Copyright (c) 2026 opskit contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One part of an application comes back from a set, and nothing else moves: both engines, all policies, killed anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Dict, Iterator, List, Set
+
+import pytest
+
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
+from ansible_collections.opskit.runbooks.tests.shared import postgres
+from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import (
+    SOAK,
+    App,
+    killed_at,
+    plan_of,
+)
+
+SCHEMA = """
+    CREATE TABLE users (id {id}, name varchar(100) NOT NULL UNIQUE);
+    CREATE TABLE projects (id {id}, slug varchar(100) NOT NULL UNIQUE, title varchar(100), user_id integer REFERENCES users(id));
+    CREATE TABLE usage (id {id}, project_id integer NOT NULL REFERENCES projects(id) ON DELETE CASCADE, day varchar(20), tokens integer);
+    CREATE TABLE preferences (user_id integer REFERENCES users(id), key varchar(50), value {json}, PRIMARY KEY (user_id, key));
+    CREATE TABLE providers (id {id}, name varchar(100) UNIQUE, settings {json}, api_key varchar(100));
+    CREATE TABLE audit (what varchar(100));
+    CREATE TABLE version (number varchar(10));
+    INSERT INTO version VALUES ('2');
+    INSERT INTO users (name) VALUES ('ann'), ('bob');
+    INSERT INTO projects (slug, title, user_id) VALUES ('a', 'A', 1), ('b', 'B', 2), ('c 100%', 'It''s', NULL);
+    INSERT INTO usage (project_id, day, tokens) VALUES (1, 'mon', 10), (1, 'tue', 20), (2, 'mon', 5), (3, 'mon', 7);
+    INSERT INTO preferences VALUES (1, 'theme', '"dark"'), (1, 'page', '20'), (2, 'theme', '"light"');
+    INSERT INTO providers (name, settings, api_key) VALUES ('one', '{{"a":  1}}', 'canary-1'), ('two', '{{}}', 'canary-2');
+"""
+TABLES = ("users", "projects", "usage", "preferences", "providers", "audit")
+
+ROWS_OF_PROJECT = [
+    {
+        "table": "users",
+        "identity": ["name"],
+        "where": "id IN (SELECT user_id FROM projects WHERE slug = :value)",
+        "restore": False,
+    },
+    {"table": "usage", "identity": ["project_id", "day"], "where": "project_id IN (SELECT id FROM projects WHERE slug = :value)"},
+    {"table": "projects", "identity": ["slug"], "where": "slug = :value -- that one"},
+]
+
+
+class Partial(App):
+    """An application with projects, users, preferences and providers."""
+
+    engine = "sqlite"
+
+    def build(self, rows: int = 0) -> Partial:
+        super().build(rows=1)
+        os.unlink(self.at("data/app.db"))
+        self.make_database()
+        os.makedirs(self.at("projects/c 100%"))
+        self.write("projects/c 100%/n", "c\n")
+        self.params["scopes"] = {
+            "project": {"value": "required", "paths": [self.at("projects/{value}")], "rows": ROWS_OF_PROJECT},
+            "config": {"paths": [self.at("config")]},
+            "providers": {"rows": [{"table": "providers", "identity": ["name"]}]},
+            "preferences": {
+                "value": "optional",
+                "rows": [
+                    {"table": "users", "identity": ["name"], "where": ":value IS NULL OR name = :value", "restore": False},
+                    {
+                        "table": "preferences",
+                        "identity": ["user_id", "key"],
+                        "where": ":value IS NULL OR user_id IN (SELECT id FROM users WHERE name = :value)",
+                    },
+                ],
+            },
+        }
+        return self
+
+    def make_database(self) -> None:
+        self.params["databases"][0]["schema_query"] = "SELECT number FROM version"
+        with closing(sqlite3.connect(self.at("data/app.db"))) as connection:
+            connection.execute("PRAGMA journal_mode=wal")
+            connection.executescript(SCHEMA.format(id="INTEGER PRIMARY KEY AUTOINCREMENT", json="TEXT"))
+
+    def sql(self, text: str) -> None:
+        with closing(sqlite3.connect(self.at("data/app.db"))) as connection:
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.executescript(text)
+
+    def ask(self, text: str) -> List[List[str]]:
+        with closing(sqlite3.connect(self.at("data/app.db"))) as connection:
+            return [[str(value) for value in row] for row in connection.execute(text)]
+
+    def rows(self) -> Dict[str, List[List[str]]]:
+        return {table: sorted(self.ask(f"SELECT * FROM {table}")) for table in TABLES}
+
+    def definitions(self) -> Any:
+        return sorted(self.ask("SELECT name, sql FROM sqlite_master"))
+
+    def leftover_databases(self) -> List[str]:
+        return []
+
+    def remove(self) -> None:
+        """Nothing outlives the folder."""
+
+
+class PostgresPartial(Partial):
+    engine = "postgresql"
+
+    def __init__(self, top: str, server: postgres.Server) -> None:
+        super().__init__(top)
+        self.server = server
+        item = {"host": server.host, "port": server.port, "user": server.superuser, "schema_query": "SELECT number FROM public.version"}
+        self.params["databases"] = [{"name": "app", "engine": "postgresql", "database": "app data", **item}]
+
+    def make_database(self) -> None:
+        self.remove()
+        self.server.run("CREATE ROLE app")
+        self.server.run('CREATE DATABASE "app data" OWNER app')
+        self.sql("SET ROLE app;" + SCHEMA.format(id="integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY", json="json"))
+
+    def sql(self, text: str) -> None:
+        self.server.run(text, "app data")
+
+    def ask(self, text: str) -> List[List[str]]:
+        return [line.split("|") for line in self.server.run(text, "app data").splitlines()]
+
+    def definitions(self) -> Any:
+        return self.ask("SELECT tgname, tgenabled FROM pg_trigger WHERE NOT tgisinternal ORDER BY 1")
+
+    def leftover_databases(self) -> List[str]:
+        return self.server.run("SELECT datname FROM pg_database WHERE datname LIKE 'app data_%'").splitlines()
+
+    def remove(self) -> None:
+        for name in self.server.run("SELECT datname FROM pg_database WHERE datname LIKE 'app data%'").splitlines():
+            self.server.run(f'DROP DATABASE "{name}" WITH (FORCE)')
+        self.server.run("DROP ROLE IF EXISTS app")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[postgres.Server]:
+    with postgres.server() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Partial]:
+    if request.param == "sqlite":
+        made: Partial = Partial(str(tmp_path)).build()
+    else:
+        made = PostgresPartial(str(tmp_path), request.getfixturevalue("server")).build()
+    try:
+        yield made
+        assert made.leftover_databases() == []
+        assert made.leftovers() == []
+        assert not os.path.exists(os.path.join(made.state_dir, "restore_partial.json"))
+    finally:
+        made.remove()
+
+
+def files(app: Partial, *without: str) -> Dict[str, Any]:
+    """All files with their content; times and inodes of folders move when something is put into them."""
+    found = {}
+    for name, seen in app.live().items():
+        for path, value in seen.items():
+            if not any(os.fsdecode(path).startswith(one) for one in without) and not os.fsdecode(path).endswith((".db",)):
+                found[f"{name}{os.fsdecode(path)}"] = value[:3] + (value[3:6] if value[5] is not None else [])
+    return found
+
+
+def refused(app: Partial, *words: str, **options: Any) -> str:
+    """A restore that is refused in both modes, with the same words, and changes nothing."""
+    rows, seen, said = app.rows(), files(app), []
+    for check in (True, False):
+        with pytest.raises(OpskitError) as error:
+            app.restore_scope(check=check, **options)
+        said.append(str(error.value))
+    assert (app.rows(), files(app)) == (rows, seen)
+    assert said[0] == said[1]
+    for word in words:
+        assert word in said[0], said[0]
+    return said[0]
+
+
+def honest(app: Partial, **options: Any) -> Dict[str, Any]:
+    """Check, run, check, run: changed, changed, not, not, and the first two with the same plan."""
+    foretold, result = app.restore_scope(check=True, **options), app.restore_scope(**options)
+    assert plan_of(foretold) == plan_of(result)
+    assert foretold["changed"]
+    assert result["changed"]
+    assert [app.restore_scope(check=check, **options)["changed"] for check in (True, False)] == [False, False]
+    return result
+
+
+def lose_project(app: Partial) -> None:
+    app.sql("DELETE FROM usage WHERE project_id = 1; DELETE FROM projects WHERE id = 1")
+    shutil.rmtree(app.at("projects/a"))
+
+
+def test_a_lost_project_comes_back_with_its_folder_and_rows_and_nothing_else_moves(app: Partial) -> None:
+    app.backup()
+    rows, seen = app.rows(), files(app)
+    lose_project(app)
+    app.sql("INSERT INTO usage (project_id, day, tokens) VALUES (2, 'wed', 1); UPDATE providers SET api_key = 'new'")
+    app.write("config/gateway.toml", "level = 2\n")
+    now = app.rows()
+    result = honest(app, scope="project", value="a")
+    assert app.rows() == {
+        **now,
+        "projects": rows["projects"],
+        "usage": sorted(now["usage"] + [row for row in rows["usage"] if row[1] == "1"]),
+    }
+    assert {key: value for key, value in files(app).items() if key.startswith("projects")} == {
+        key: value for key, value in seen.items() if key.startswith("projects")
+    }
+    assert [(table["table"].split(".")[-1].strip('"'), table["inserted"], table["updated"]) for table in result["tables"]] == [
+        ("projects", 1, 0),
+        ("usage", 2, 0),
+    ]
+    # The numbers go on after what came back.
+    app.sql("INSERT INTO projects (slug) VALUES ('new')")
+
+
+def test_policies(app: Partial) -> None:
+    app.backup()
+    app.sql("UPDATE projects SET title = 'other' WHERE id = 1; DELETE FROM usage WHERE id = 2; UPDATE usage SET tokens = 99 WHERE id = 1")
+    app.write("projects/a/files/1.txt", "other\n")
+    os.unlink(app.at("projects/a/files/2.txt"))
+    app.write("projects/a/files/new.txt", "new\n")
+    said = refused(app, "rows of", "title", "tokens", "id=1", "skip", scope="project", value="a")
+    assert "other" not in said
+    assert "99" not in said
+    with_skip = honest(app, scope="project", value="a", policy="skip")
+    assert app.ask("SELECT id, tokens FROM usage WHERE project_id = 1 ORDER BY 1") == [["1", "99"], ["2", "20"]]
+    assert app.ask("SELECT title FROM projects WHERE id = 1") == [["other"]]
+    assert Path(app.at("projects/a/files/1.txt")).read_text() == "other\n"
+    assert Path(app.at("projects/a/files/2.txt")).read_text() == "a 2\n" * 3
+    assert with_skip["files"]["kept"] == [app.at("projects/a/files/1.txt")]
+    result = honest(app, scope="project", value="a", policy="replace")
+    assert app.ask("SELECT id, tokens FROM usage WHERE project_id = 1 ORDER BY 1") == [["1", "10"], ["2", "20"]]
+    assert app.ask("SELECT title FROM projects WHERE id = 1") == [["A"]]
+    assert Path(app.at("projects/a/files/1.txt")).read_text() == "a 1\n" * 2
+    # What is not in the set stays.
+    assert Path(app.at("projects/a/files/new.txt")).read_text() == "new\n"
+    assert {name for table in result["tables"] for name in table["columns"]} == {"title", "tokens"}
+
+
+def test_settings_of_providers_and_preferences_of_one_user_or_all(app: Partial) -> None:
+    app.backup()
+    rows = app.rows()
+    app.sql("UPDATE providers SET settings = '{}', api_key = 'x'; DELETE FROM preferences")
+    result = honest(app, scope="providers", policy="replace")
+    assert "canary" not in json.dumps(result)
+    assert app.rows()["providers"] == rows["providers"]
+    assert app.rows()["preferences"] == []
+    honest(app, scope="preferences", value="bob")
+    assert [row[0] for row in app.rows()["preferences"]] == ["2"]
+    honest(app, scope="preferences")
+    assert app.rows() == rows
+
+
+def test_a_row_that_is_something_else_by_now_is_refused_under_every_policy(app: Partial) -> None:
+    app.backup()
+    lose_project(app)
+    overriding = "OVERRIDING SYSTEM VALUE " if app.engine == "postgresql" else ""
+    app.sql(f"INSERT INTO projects (id, slug) {overriding}VALUES (1, 'mine')")
+    for policy in ("fail", "skip", "replace"):
+        refused(app, "something else by now", "slug", "id=1", scope="project", value="a", policy=policy)
+    app.sql("DELETE FROM projects WHERE id = 1; INSERT INTO projects (slug) VALUES ('a')")
+    for policy in ("fail", "skip", "replace"):
+        refused(app, "slug is taken", "id=1 by id=", scope="project", value="a", policy=policy)
+
+
+def test_rows_need_what_they_build_on(app: Partial) -> None:
+    app.backup()
+    lose_project(app)
+    app.sql("UPDATE users SET name = 'eve' WHERE id = 1")
+    refused(app, "something else by now", "name", scope="project", value="a")
+    app.sql("DELETE FROM preferences WHERE user_id = 1; DELETE FROM users WHERE id = 1")
+    refused(app, "that the scope builds on", "id=1", scope="project", value="a")
+    app.params["scopes"]["project"]["rows"] = ROWS_OF_PROJECT[1:]
+    refused(app, "refer to 1 rows of", "id=1", scope="project", value="a")
+
+
+def test_numbers_go_on_after_what_came_back(app: Partial) -> None:
+    app.sql("INSERT INTO users (name) SELECT 'user ' || id FROM usage")
+    app.backup()
+    app.sql("DELETE FROM users WHERE id > 2")
+    app.sql(
+        "ALTER TABLE users ALTER id RESTART WITH 3"
+        if app.engine == "postgresql"
+        else "UPDATE sqlite_sequence SET seq = 2 WHERE name = 'users'"
+    )
+    app.params["scopes"]["users"] = {"rows": [{"table": "users", "identity": ["name"]}]}
+    honest(app, scope="users")
+    app.sql("INSERT INTO users (name) VALUES ('last')")
+    assert app.ask("SELECT id FROM users WHERE name = 'last'") == [["7"]]
+
+
+def test_triggers_are_at_rest_unless_told_otherwise(app: Partial) -> None:
+    if app.engine == "postgresql":
+        app.sql(
+            "SET ROLE app; CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$BEGIN INSERT INTO public.audit VALUES (TG_OP); RETURN NULL; END$$;"
+            "CREATE TRIGGER note AFTER INSERT OR UPDATE ON providers FOR EACH ROW EXECUTE FUNCTION noted();"
+            "CREATE TRIGGER often AFTER INSERT ON providers FOR EACH ROW EXECUTE FUNCTION noted();"
+            "ALTER TABLE providers ENABLE ALWAYS TRIGGER often; CREATE TRIGGER never AFTER INSERT ON providers EXECUTE FUNCTION noted();"
+            "ALTER TABLE providers DISABLE TRIGGER never"
+        )
+    else:
+        app.sql(
+            "CREATE TRIGGER IF NOT EXISTS note AFTER INSERT ON providers BEGIN INSERT INTO audit VALUES ('INSERT'); END;"
+            "CREATE TRIGGER main.\"it's\" AFTER UPDATE ON providers BEGIN INSERT INTO audit VALUES ('UPDATE'); END;"
+        )
+    app.backup()
+    definitions = app.definitions()
+    app.sql("DELETE FROM providers; DELETE FROM audit")
+    honest(app, scope="providers")
+    assert app.rows()["audit"] == []
+    assert app.definitions() == definitions
+    app.sql("DELETE FROM providers; DELETE FROM audit")
+    app.params["scopes"]["providers"]["rows"][0]["fire_triggers"] = True
+    honest(app, scope="providers")
+    assert set(map(tuple, app.rows()["audit"])) == {("INSERT",)}
+    assert app.definitions() == definitions
+
+
+@pytest.mark.parametrize("deferrable", [False, True])
+def test_tables_that_refer_to_each_other(app: Partial, deferrable: bool) -> None:
+    later = "DEFERRABLE INITIALLY DEFERRED" if deferrable or app.engine == "sqlite" else ""
+    if app.engine == "postgresql":
+        app.sql(
+            "SET ROLE app; CREATE TABLE hen (id integer PRIMARY KEY, egg integer); CREATE TABLE egg (id integer PRIMARY KEY, hen integer "
+            f"REFERENCES hen(id)); INSERT INTO hen VALUES (1, 1); INSERT INTO egg VALUES (1, 1);"
+            f"ALTER TABLE hen ADD FOREIGN KEY (egg) REFERENCES egg(id) {later}"
+        )
+    else:
+        app.sql(
+            f"CREATE TABLE hen (id integer PRIMARY KEY, egg integer REFERENCES egg(id) {later}); CREATE TABLE egg (id integer PRIMARY KEY, "
+            f"hen integer REFERENCES HEN(id)); BEGIN; INSERT INTO hen VALUES (1, 1); INSERT INTO egg VALUES (1, 1); COMMIT"
+        )
+    app.params["scopes"]["eggs"] = {"rows": [{"table": "egg", "identity": ["id"]}, {"table": "hen", "identity": ["id"]}]}
+    app.backup()
+    app.sql("UPDATE hen SET egg = NULL; DELETE FROM egg; DELETE FROM hen")
+    if app.engine == "postgresql" and not deferrable:
+        refused(app, "refer to each other", "hen", "egg", scope="eggs")
+    else:
+        honest(app, scope="eggs")
+        assert app.ask("SELECT hen.egg, egg.hen FROM hen, egg") == [["1", "1"]]
+
+
+def test_bad_input_is_refused_and_nothing_changes(app: Partial) -> None:
+    scopes = app.params["scopes"]
+    scopes["wrong sql"] = {}
+    refused(app, "is no name for a scope", scope="project", value="a")
+    del scopes["wrong sql"]
+    refused(app, "no backup store", scope="project", value="a")
+    app.backup()
+    refused(app, "no scope 'nothing'", "config, preferences, project, providers", scope="nothing")
+    refused(app, "needs a value", scope="project")
+    refused(app, "takes no value", scope="config", value="x")
+    refused(app, "can't be the name", scope="project", value="../config")
+    refused(app, "holds nothing of the project 'zz'", scope="project", value="zz")
+    refused(app, "there is no set", scope="project", value="a", set="20200101T000000Z-abcd")
+    refused(app, "no UTC time", scope="project", value="a", set="before yesterday")
+
+    def rows(table: str, **more: Any) -> Dict[str, Any]:
+        return {"rows": [{"table": table, "identity": ["slug"], **more}]}
+
+    for described, words in (
+        (rows("projects", where="slug = = 1"), "is wrong"),
+        (rows("projects", where="nothing = 1"), "is wrong"),
+        (rows("projects", where="1 = 1; DROP TABLE users"), "more than one statement"),
+        (rows("projects", where="slug = ';' OR slug = '--' OR 1 = 1 /* ; */ -- ;"), ""),
+        (rows("nothing"), "no table"),
+        (rows("projects", key=["title"]), "no unique index"),
+        (rows("projects", key=["nothing"]), "no column 'nothing'"),
+        ({"rows": [{"table": "audit", "identity": ["what"]}]}, "no primary key"),
+        ({"rows": [{"table": "projects", "identity": ["slug"]}] * 2}, "more than once"),
+        ({"paths": ["/etc"]}, "not among what is saved"),
+        ({"paths": [app.at("data/logs")]}, "lies in logs"),
+        ({"paths": ["config"]}, "not an absolute path"),
+        ({"rows": [{"table": "projects"}]}, "name no identity"),
+        (rows("projects", where="slug = :value"), "depends on a value"),
+        ({**rows("projects"), "database": "other"}, "no database 'other'"),
+        ({}, "neither paths nor rows"),
+        ({**rows("projects"), "more": 1}, "'more' is not known"),
+        ({"rows": {}}, "is not a list"),
+    ):
+        scopes["it"] = described
+        if words:
+            refused(app, words, scope="it")
+        else:
+            assert not app.restore_scope("it")["changed"]
+    del scopes["it"]
+    app.sql("ALTER TABLE providers ADD extra integer")
+    refused(app, "other columns", scope="providers")
+    app.sql("UPDATE version SET number = '3'")
+    refused(app, "is 2 in set", "3 live", scope="project", value="a")
+
+
+def test_rows_of_another_key_are_refused(app: Partial) -> None:
+    app.backup()
+    keys: Dict[str, Any] = {"key_variables": ["TOKEN"]}
+    refused(app, "does not say under which TOKEN", scope="providers", **keys)
+    app.write(".env", "TOKEN=two\n", 0o600)
+    app.backup(**keys)
+    app.sql("DELETE FROM providers")
+    manifest = Path(app.set_file(app.info("latest")["sets"][0]["id"], "manifest.json")).read_text()
+    assert list(json.loads(manifest)["keys"]) == ["TOKEN"]
+    app.write(".env", "TOKEN=three\n", 0o600)
+    refused(app, "under another TOKEN", "key_bound", scope="providers", **keys)
+    app.params["scopes"]["providers"]["key_bound"] = False
+    assert app.restore_scope("providers", **keys)["changed"]
+    app.sql("DELETE FROM providers")
+    app.params["scopes"]["providers"]["key_bound"] = True
+    app.write(".env", "TOKEN='two'\n", 0o600)
+    assert app.restore_scope("providers", **keys)["changed"]
+
+
+def test_files_are_put_where_they_belong_whatever_is_in_the_way(app: Partial, tmp_path: Path) -> None:
+    app.write("config/x", "x\n")
+    os.link(app.at("config/x"), app.at("config/y"))
+    os.symlink("x", app.at("config/z"))
+    app.backup()
+    seen = files(app)
+    shutil.rmtree(app.at("config"))
+    honest(app, scope="config")
+    assert files(app) == seen
+    assert os.stat(app.at("config/x")).st_ino == os.stat(app.at("config/y")).st_ino
+    # The second name of an inode alone.
+    app.params["scopes"]["y"] = {"paths": [app.at("config/y")]}
+    os.unlink(app.at("config/y"))
+    assert app.restore_scope("y")["files"]["changed"] == [app.at("config/y")]
+    assert Path(app.at("config/y")).read_text() == "x\n"
+    os.unlink(app.at("config/x"))
+    os.mkdir(app.at("config/x"))
+    app.write("config/x/mine", "mine\n")
+    refused(app, "a folder is live", scope="config", policy="replace")
+    shutil.rmtree(app.at("config/x"))
+    # A folder that became a link elsewhere is not followed.
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shutil.rmtree(app.at("projects/a"))
+    os.symlink(str(outside), app.at("projects/a"))
+    app.params["scopes"]["part"] = {"paths": [app.at("projects/a/files/1.txt")]}
+    refused(app, "a folder is expected", scope="part", policy="replace")
+    app.restore_scope("project", "a", policy="replace")
+    assert Path(app.at("projects/a/files/1.txt")).read_text() == "a 1\n" * 2
+    assert list(outside.iterdir()) == []
+
+
+def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
+    app.backup()
+    rows, seen = app.rows(), files(app)
+    outcomes: Set[bool] = set()
+
+    def mess(app: Partial) -> None:
+        app.sql("UPDATE projects SET title = 'other' WHERE id = 1; DELETE FROM usage WHERE project_id = 1 AND day = 'mon'")
+        app.write("projects/a/files/1.txt", "other\n")
+        os.unlink(app.at("projects/a/files/2.txt"))
+
+    number = 1
+    while True:
+        mess(app)
+        broken = app.rows()
+        if not killed_at(number, lambda: app.restore_scope("project", "a", policy="replace")):
+            break
+        # Whatever runs next settles it: another scope, even one that changes nothing.
+        app.restore_scope("providers")
+        is_new = app.rows() == rows
+        assert is_new or app.rows() == broken, number
+        assert (Path(app.at("projects/a/files/1.txt")).read_text() == "other\n") is not is_new, number
+        assert os.path.exists(app.at("projects/a/files/2.txt")) is is_new, number
+        app.restore_scope("project", "a", policy="replace")
+        assert (app.rows(), files(app)) == (rows, seen), number
+        outcomes.add(is_new)
+        number += 1 if SOAK else 9
+    assert number > 40
+    assert outcomes == {False, True}
