@@ -51,6 +51,10 @@ options:
     type: list
     elements: str
     default: []
+  scopes:
+    description: Parts that can be restored by name, as in M(opskit.runbooks.backup_restore_scope).
+    type: dict
+    default: {}
   service_manager:
     description: How the application is started and stopped.
     type: str
@@ -207,6 +211,7 @@ def main() -> None:
             "logs": strings,
             "volatile": strings,
             "databases": database_spec(),
+            "scopes": {"type": "dict", "default": {}},
             "service_manager": {"type": "str", "choices": ["systemd", "command"], "default": "systemd"},
             "units": strings,
             "worker_units": strings,

@@ -49,9 +49,9 @@ def runs(program: str) -> bool:
     return False
 
 
-def phase(state: str) -> str:
+def phase(what: dict[str, Any]) -> str:
     try:
-        return str(json.loads((Path(state) / "restore.json").read_bytes())["phase"])
+        return str(json.loads((Path(what["state"]) / what["record"]).read_bytes())["phase"])
     except FileNotFoundError:
         return ""
 
@@ -71,7 +71,7 @@ def reached(what: dict[str, Any], since: float) -> bool:
         return runs(point)
     if point == "after":
         return time.monotonic() - since > float(what["seconds"])
-    return phase(what["state"]) == point
+    return phase(what) == point
 
 
 def send(number: signal.Signals, pids: set[int]) -> None:
@@ -98,7 +98,7 @@ def session(pids: set[int]) -> set[int]:
 def main() -> str:
     what = json.loads(sys.argv[1])
     script = f"/AnsiballZ_{what['module']}.py".encode()
-    before = phase(what["state"])
+    before = phase(what)
     left = what["point"] != before  # the restore before this one has left its phase
     since = 0.0
     while not select.select([sys.stdin], [], [], 0.005)[0]:
@@ -108,7 +108,7 @@ def main() -> str:
             continue
         since = since or time.monotonic()
         while all(os.path.exists(f"/proc/{pid}") for pid in pids):
-            left = left or phase(what["state"]) != before
+            left = left or phase(what) != before
             if left and reached(what, since):
                 send(signal.SIGSTOP, pids)
                 time.sleep(0.02)

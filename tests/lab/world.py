@@ -32,11 +32,54 @@ SCRATCH = "/var/tmp/opskit-lab"
 SMALL = "/mnt/small"  # a file system of 64 MiB; the lab's hosts have it, others may mount it
 FORKS = 8
 
+RECORDS = {"backup_restore_scope": "restore_partial.json"}
+"""Where a module writes down how far it has come, if not where a restore does."""
+
 # The one warning that has its reason here: the stores lie beside the data.
 EXPECTED_WARNINGS = ("on the same file system",)
 
 Variables = dict[str, Any]
 Look = dict[str, Any]
+
+OF_PROJECT = "project_id IN (SELECT id FROM projects WHERE slug = :value)"
+SCOPES: Variables = {
+    "project": {
+        "rows": [
+            {
+                "table": "users",
+                "identity": ["name"],
+                "where": "id IN (SELECT user_id FROM projects WHERE slug = :value)",
+                "restore": False,
+            },
+            {
+                "table": "providers",
+                "identity": ["name"],
+                "where": f"id IN (SELECT provider_id FROM usage WHERE {OF_PROJECT})",
+                "restore": False,
+            },
+            {"table": "projects", "identity": ["slug"], "where": "slug = :value"},
+            {"table": "usage", "identity": ["project_id", "type", "created_at"], "where": OF_PROJECT},
+            {"table": "uploads", "identity": ["path"], "where": OF_PROJECT},
+        ]
+    },
+    "provider_settings": {"rows": [{"table": "providers", "identity": ["name"]}], "key_bound": False},
+    "user_preferences": {
+        "value": "optional",
+        "key_bound": False,
+        "rows": [
+            {"table": "users", "identity": ["name"], "where": ":value IS NULL OR name = :value"},
+            {
+                "table": "user_preferences",
+                "identity": ["user_id", "key"],
+                "where": ":value IS NULL OR user_id IN (SELECT id FROM users WHERE name = :value)",
+            },
+        ],
+    },
+}
+LOOSE_UPLOADS: Variables = {
+    "description": "Uploads of no project",
+    "rows": [{"table": "uploads", "identity": ["path"], "where": "project_id IS NULL"}],
+}
 
 BLANK = f"""
 for app in {" ".join(PORTS)}; do
@@ -168,6 +211,8 @@ class Application:
             "application_pause_command": [f"/usr/local/bin/{self.name}", "pause"],
             "application_resume_command": [f"/usr/local/bin/{self.name}", "resume"],
             "application_paused_command": [f"/usr/local/bin/{self.name}", "paused"],
+            "application_key_variables": ["APP_SECRET_KEY"],
+            "application_scopes": {**SCOPES, "loose_uploads": {**LOOSE_UPLOADS, "paths": [f"{self.root}/data/uploads"]}},
         }
         if not self.database:
             return {**common, "application_database_path": f"{self.root}/data/gateway.db"}
@@ -348,7 +393,7 @@ class World:
         :param session: kill all that is in its login session, too
         """
         what = {"module": module, "point": point, "seconds": seconds, "session": session}
-        what.update(state=application.state, store=application.store)
+        what.update(state=application.state, store=application.store, record=RECORDS.get(module, "restore.json"))
         watching = application.host.argv("python3", "-c", (HERE / "strike.py").read_text(), json.dumps(what))
         with subprocess.Popen(watching, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as watcher:
             process = subprocess.Popen(

@@ -21,6 +21,7 @@ from .._core.plan import Plan
 from .._postgresql.clients import installed
 from .._postgresql.database import check_name
 from .._postgresql.login import missing_driver
+from .scopes import mistakes
 
 SYSTEMD = "/run/systemd/system"
 """Exists where systemd is the init that runs: sd_booted(3)."""
@@ -97,6 +98,7 @@ class ApplicationCheck(Operation):
             self._pause,
             self._endpoints,
             self._smoke_checks,
+            self._scopes,
         ):
             yield from look()
 
@@ -275,6 +277,10 @@ class ApplicationCheck(Operation):
                 yield f"application_smoke_checks: the id {name!r} is there more than once"
             else:
                 ids.append(name)
+
+    def _scopes(self) -> Iterator[str]:
+        for mistake in mistakes(self._description["scopes"], [database["name"] for database in self._description["databases"]]):
+            yield f"application_scopes: {mistake}"
 
 
 def application_check(params: Dict[str, Any], _clock: Clock) -> ApplicationCheck:

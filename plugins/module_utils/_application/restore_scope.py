@@ -326,7 +326,7 @@ class RestoreScope(Operation):
             self.warnings.append(f"set {manifest.id} holds no file of {what}; only rows come back")
         if self.scope.rows and not rows:
             self.warnings.append(f"set {manifest.id} holds no row of {what}; only files come back")
-        if self.scope.paths and not self.scope.rows and manifest.databases:
+        if self.scope.value != "none" and not self.scope.rows and manifest.databases:
             self.warnings.append(f"the scope {self.scope.name} names no rows, so only files come back")
 
     def _compare_files(self) -> None:
