@@ -395,11 +395,8 @@ class RestoreScope(Operation):
                     "Mend that and run the same command again",
                 ) from None
             if isinstance(error, OSError) and is_out_of_space(error):
-                raise BackupError(
-                    "the disk became full; nothing was changed",
-                    os.path.dirname(files.placement.targets[0].live),
-                    "Free space and run again",
-                ) from None
+                where = os.path.dirname(files.placement.targets[0].live) if stages else self.options.state_dir
+                raise BackupError("the disk became full; nothing was changed", where, "Free space there and run again") from None
             raise
         record.close()
 
