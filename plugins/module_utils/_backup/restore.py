@@ -20,6 +20,7 @@ from .._core.plan import Plan
 from .._core.processes import holders
 from .._core.protocols import DatabaseSource
 from . import images
+from .contents import require_whole
 from .create import summary
 from .errors import BackupError
 from .exchange import (
@@ -212,9 +213,7 @@ class Restore(Operation):
                     self.store.path,
                     "Name another set",
                 )
-        damage = self.store.set_damage(manifest)
-        if damage:
-            raise BackupError(f"set {manifest.id} is damaged: {damage[0]}", self.store.path, "Name another set")
+        require_whole(self.store, manifest)
         find_program("tar", "tar")
         journal = self.journal
         reuse = journal is not None and journal.phase == STAGED and journal.set_id == manifest.id
