@@ -91,7 +91,7 @@ def test_how_it_differs_from_what_is_live(case: Case) -> None:
     assert entry["counts"] == {"added": 0, "removed": 1, "changed": 0, "same": entry["counts"]["same"]}
     lines = run.one("Print what differs")["msg"]
     assert lines[0].endswith(f" and what is live: 0 added, 1 removed, 0 changed, {entry['counts']['same']} the same")
-    assert lines[1] == f"only in set {case.bad}: {str(case.path)}".replace("\n", "?")
+    assert lines[1] == f"only in set {case.bad}: {case.path!s}".replace("\n", "?")
     assert lines[2] == "database gateway: the same"
 
     run = case.play(
@@ -99,7 +99,7 @@ def test_how_it_differs_from_what_is_live(case: Case) -> None:
     )
     lines = run.one("Print what differs")["msg"]
     assert lines[0].startswith(f"set {case.good[1]} of ")
-    assert lines[1:] == [f"differs: {str(case.path)} (size, mtime, content)".replace("\n", "?")]
+    assert lines[1:] == [f"differs: {case.path!s} (size, mtime, content)".replace("\n", "?")]
     assert run.changed() == []
     assert (case.application.now(), sorted(case.application.store.rglob("*"))) == before
 

@@ -151,7 +151,7 @@ class Diff(Operation):
         placement = Placement(self.store, self.source, manifest, members, "diff", self.owners.policy, self.servers, self.adopt)
         roots = self.source.outermost()
         meanings = self._meanings([manifest], roots)
-        past = None if self.options.content else read_past(self.store)
+        past = read_past(self.store)
         then: Dict[str, Record] = {}
         now: Dict[str, OnDisk] = {}
         names: Dict[str, object] = {}
@@ -169,10 +169,8 @@ class Diff(Operation):
         items: Dict[str, Item] = dict(now)
         return Sides(then, items, (_names_in_set(then), names), list(self._live_pairs(manifest, placement, past, meanings))), meanings
 
-    def _add_live(
-        self, root: str, entries: Dict[str, Entry], past: Optional[Past], now: Dict[str, OnDisk], names: Dict[str, object]
-    ) -> None:
-        known = _known_contents(past, root) if past is not None else {}
+    def _add_live(self, root: str, entries: Dict[str, Entry], past: Past, now: Dict[str, OnDisk], names: Dict[str, object]) -> None:
+        known = {} if self.options.content else _known_contents(past, root)
         for path, entry in entries.items():
             print_then, sha256 = known.get(entry.path, ("", ""))
             # What lstat(2) says is what it said of the file that the last set holds.
@@ -180,7 +178,7 @@ class Diff(Operation):
             if entry.type == "file":
                 names[path] = (entry.device, entry.inode)
 
-    def _live_pairs(self, manifest: Manifest, placement: Placement, past: Optional[Past], meanings: List[str]) -> Iterator[Pair]:
+    def _live_pairs(self, manifest: Manifest, placement: Placement, past: Past, meanings: List[str]) -> Iterator[Pair]:
         declared = {database.name: database for database in self.source.databases}
         places = {placed.image.name: placed.live for placed in placement.placed}
         for image in manifest.databases:
@@ -193,7 +191,7 @@ class Diff(Operation):
             if self._is_meant(path, meanings) and (not path or os.path.lexists(path)):
                 yield Pair(name, declared[name].engine, path, None, {})
 
-    def _live_pair(self, database: DatabaseSource, path: str, image: Image, past: Optional[Past]) -> Pair:
+    def _live_pair(self, database: DatabaseSource, path: str, image: Image, past: Past) -> Pair:
         then = image.facts
         pair = Pair(database.name, database.engine, path, then, None)
         if path:
@@ -206,12 +204,11 @@ class Diff(Operation):
             if packages:
                 return pair._replace(error=f"{', '.join(packages)} has to be installed before it can be looked at")
             database.require()
-            last = past.image(database.name) if past is not None else None
-            if past is not None and last is not None:
-                cached = past.cache.get(f"database {database.name}", {})
-                if cached.get("object") == last.object and cached.get("fingerprint") == database.fingerprint():
-                    return pair._replace(now=last.facts)
-            # Of one in a server this is found out by reading what is compared here.
+            last = past.image(database.name)
+            cached = past.cache.get(f"database {database.name}", {})
+            if last is not None and cached.get("object") == last.object and cached.get("fingerprint") == database.fingerprint():
+                return pair._replace(now=last.facts)
+            # As a restore leaves it. Of one in a server this is found out by reading what is compared here.
             if path and database.is_as(then):
                 return pair._replace(now=then)
             return pair._replace(now=database.contents())
