@@ -12,7 +12,7 @@ import pytest
 from ansible_collections.opskit.runbooks.tests.e2e.conftest import Make
 from ansible_collections.opskit.runbooks.tests.e2e.world import Application, Run, World
 
-RUNBOOKS = ("backup", "backup_verify", "backup_prune", "restore", "restore_rollback")
+RUNBOOKS = ("backup", "backup_verify", "backup_info", "backup_diff", "backup_prune", "restore", "restore_rollback")
 
 
 @pytest.fixture(scope="module")

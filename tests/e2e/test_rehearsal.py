@@ -29,7 +29,7 @@ def result(run: Run, runbook: str) -> dict[str, object]:
     return dict(run.stats[f"opskit_{runbook}"]["one"])
 
 
-@pytest.mark.parametrize("runbook", ["backup_verify", "backup_prune", "restore"])
+@pytest.mark.parametrize("runbook", ["backup_verify", "backup_info", "backup_diff", "backup_prune", "restore"])
 def test_without_a_store_there_is_nothing_to_work_on(world: World, runbook: str) -> None:
     # An empty answer means the default place.
     run = world.play(runbook, "--check", "-e", "backup_store=", "-e", "restore_set=", fails=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import Any, Callable, Dict, Optional
 
 from .._backup.create import BackupSet, Options
-from .._backup.info import SetInfo
+from .._backup.diff import Diff
+from .._backup.diff import Options as DiffOptions
+from .._backup.info import Question, SetInfo
 from .._backup.prune import Prune
 from .._backup.restore import Options as RestoreOptions
 from .._backup.restore import Restore
@@ -271,7 +273,23 @@ def backup_restore_scope(params: Dict[str, Any], clock: Clock) -> RestoreScope:
 
 def backup_set_info(params: Dict[str, Any], _clock: Clock) -> SetInfo:
     """Return the operation of the module backup_set_info."""
-    return SetInfo(build_store(params), params["set"])
+    require_range(params, "limit", 1)
+    question = Question(params["set"], params["contents"], params["projects"], params["path"] or "", params["table"] or "", params["limit"])
+    return SetInfo(build_store(params), question, params["lock_timeout"])
+
+
+def backup_diff(params: Dict[str, Any], _clock: Clock) -> Diff:
+    """Return the operation of the module backup_diff."""
+    require_range(params, "limit", 1)
+    options = DiffOptions(
+        which=params["set"] or "latest",
+        other=params["other"] or "live",
+        path=params["path"] or "",
+        content=params["content"],
+        limit=params["limit"],
+        lock_timeout_s=params["lock_timeout"],
+    )
+    return Diff(build_store(params), build_source(params), options, build_servers(params), _adopt(params))
 
 
 def backup_prune(params: Dict[str, Any], clock: Clock) -> Prune:

@@ -294,7 +294,8 @@ def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float, stal
     :param stale: members that are left out
     :param only: the members that are not, where most are
     """
-    argv = [*EXTRACT, "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
+    # The folder first: names that are given before it are not in it (GNU tar manual, 6.10.1).
+    argv = [*EXTRACT, f"--directory={folder}", "--same-owner" if os.geteuid() == 0 else "--no-same-owner"]
     if numeric_owner:
         argv.append("--numeric-owner")
     with tempfile.TemporaryFile() as said, tempfile.NamedTemporaryFile() as names, open_object(path) as stream:
@@ -305,7 +306,7 @@ def extract(path: str, folder: str, numeric_owner: bool, deadline_s: float, stal
         else:
             argv += without(stale)
         tar = command.start(
-            [*argv, f"--directory={folder}", "--file=-"],
+            [*argv, "--file=-"],
             stdin=stream.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=said.fileno(),

@@ -5,20 +5,18 @@
 
 from __future__ import annotations
 
-import grp
 import hashlib
 import os
-import pwd
 import stat
 from typing import Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from .._core.errors import present
 from .._core.files import hash_file
 from .._core.protocols import DatabaseSource, Names, ServerTarget
+from .comparison import OnDisk, Owners, content_differences, metadata_differences, rights_differences
 from .errors import BackupError
 from .exchange import Servers, inode
 from .manifest import STALE, Image, Manifest, Record, get_text, stale_members
-from .records import read_xattrs
 from .source import ENVIRONMENT, STAGE_FOLDER, Entry, Root, Source, is_below, look
 from .store import Store
 
@@ -99,10 +97,9 @@ class Placement:
         self.records = [value for value in members if STALE not in value]
         self.stale = stale_members(members)
         self.label = label
-        self.owner = owner
+        self.owners = Owners(owner)
         self.adopt = adopt
         self.log_shards = {shard.id for shard in manifest.shards if shard.logs}
-        self._ids: Dict[str, int] = {}
         paths = source.outermost()
         self.targets: List[Target] = []
         self.placed: List[Placed] = []
@@ -239,23 +236,30 @@ class Placement:
         """Say how the live state differs from the set; empty when it does not. Logs do not count."""
         if not os.path.lexists(target.live):
             return "it is missing"
-        is_file = stat.S_ISREG(os.stat(target.live).st_mode)
-        if is_file != target.is_file:
+        if stat.S_ISREG(os.stat(target.live).st_mode) != target.is_file:
             return "it is of another kind"
-        root = Root(target.name, target.live, is_file)
-        others = [placed.live for placed in self.placed if not placed.stage]
-        live = {entry.path: entry for entry in self.source.scan(root, others).saved}
+        base, live = os.path.dirname(target.live) if target.is_file else target.live, self.found(target)
         wanted = dict(self.wanted(target, logs=False))
         gone, extra = set(wanted) - set(live), set(live) - set(wanted)
-        for kept in self.kept(target):
-            # A folder that is there for the sake of what is not restored.
-            extra.difference_update(parents(os.path.relpath(kept, target.live)))
         if gone or extra:
             return f"{len(gone)} paths of the set are missing, {len(extra)} are not in the set"
-        wrong = [path for path in sorted(wanted) if self.wrong(root.base, path, wanted[path], live[path], wanted, False)]
+        wrong = [path for path in sorted(wanted) if self.wrong(base, path, wanted[path], live[path], wanted, False)]
         if not wrong:
-            wrong = [path for path in sorted(wanted) if self.wrong(root.base, path, wanted[path], live[path], wanted, True)]
+            wrong = [path for path in sorted(wanted) if self.wrong(base, path, wanted[path], live[path], wanted, True)]
         return f"{len(wrong)} paths differ" if wrong else ""
+
+    def found(self, target: Target) -> Dict[str, Entry]:
+        """Return what is live in the place of a target that is there, by path as in :meth:`wanted` without logs: no databases of the
+        set, and no folder that is there for the sake of what is not restored."""
+        others = [placed.live for placed in self.placed if not placed.stage]
+        is_file = stat.S_ISREG(os.stat(target.live).st_mode)
+        live = {entry.path: entry for entry in self.source.scan(Root(target.name, target.live, is_file), others).saved}
+        wanted = {path for path, _value in self.wanted(target, logs=False)}
+        for kept in self.kept(target):
+            for parent in parents(os.path.relpath(kept, target.live)):
+                if parent not in wanted:
+                    live.pop(parent, None)
+        return live
 
     def wrong(self, base: str, path: str, value: Record, entry: Optional[Entry], wanted: Dict[str, Record], deep: bool) -> str:
         """Say what is wrong with a path on disk; empty when it is what the file list says.
@@ -264,36 +268,26 @@ class Placement:
         """
         if entry is None:
             return "it is missing"
-        if entry.type != value["type"]:
-            return f"it is a {entry.type}, not a {value['type']}"
-        if entry.type == "file" and entry.size != value["size"]:
-            return f"it has {entry.size} bytes, not {value['size']}"
+        now = OnDisk(os.path.join(base, path), entry)
         # A log that was written to while it was read has the time of that moment.
-        if entry.mtime_ns != value["mtime_ns"] and value["shard"] not in self.log_shards:
-            return f"it was modified at {entry.mtime_ns} ns, not at {value['mtime_ns']} ns"
-        rights = self.wrong_rights(os.path.join(base, path), value, entry, deep)
-        if rights:
-            return rights
+        for found in metadata_differences(value, now, self._owners_that_count, value["shard"] not in self.log_shards, deep):
+            return found.words
         link = get_text(value, "link")
         if link and link in wanted and inode(os.path.join(base, link)) != entry.inode:
             return f"it is not another name of {link!r}"
-        if not deep:
-            return ""
-        full = os.path.join(base, path)
-        if entry.type == "symlink" and os.readlink(full) != get_text(value, "target"):
-            return "it points elsewhere"
-        if entry.type == "file" and not link and hash_file(full) != value["sha256"]:
-            return "it has other content"
+        for found in content_differences(value, now) if deep and not link else ():
+            return found.words
         return ""
 
     def wrong_rights(self, full: str, value: Record, entry: Entry, deep: bool) -> str:
-        if entry.mode != value["mode"] and entry.type != "symlink":
-            return f"it has mode {entry.mode:04o}, not {value['mode']:04o}"
-        if os.geteuid() == 0 and (entry.uid, entry.gid) != self.owner_ids(value):
-            return f"it belongs to {entry.uid}:{entry.gid}, not to {self.owner_ids(value)}"
-        if deep and own_xattrs(read_xattrs(full) or {}) != own_xattrs(value.get("xattrs", {})):
-            return "it has other extended attributes"
+        for found in rights_differences(value, OnDisk(full, entry), self._owners_that_count, deep):
+            return found.words
         return ""
+
+    @property
+    def _owners_that_count(self) -> Optional[Owners]:
+        # Without root, what is restored belongs to who restores it.
+        return self.owners if os.geteuid() == 0 else None
 
     def database_difference(self, placed: Placed) -> str:
         """Say how a live database differs from the set's image; empty when it does not."""
@@ -308,20 +302,6 @@ class Placement:
         if packages:
             return f"{', '.join(packages)} has to be installed before it can be looked at"
         return served.target.difference(served.image.facts)
-
-    def owner_ids(self, value: Record) -> Tuple[int, int]:
-        return self._id("user", value["user"], value["uid"]), self._id("group", value["group"], value["gid"])
-
-    def _id(self, kind: str, name: str, number: int) -> int:
-        if self.owner == "id" or not name:
-            return number
-        key = f"{kind} {name}"
-        if key not in self._ids:
-            try:
-                self._ids[key] = pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
-            except KeyError:
-                self._ids[key] = -1
-        return number if self._ids[key] < 0 else self._ids[key]
 
     def kept(self, target: Target) -> List[str]:
         """Return the live paths below a target that stay through the restore: logs that are there, and what is volatile."""
@@ -340,11 +320,6 @@ def parents(path: str) -> List[str]:
     """Return the folders above a relative path, the outermost first."""
     parts = path.split("/")[:-1]
     return ["/".join(parts[: count + 1]) for count in range(len(parts))]
-
-
-def own_xattrs(values: Dict[str, str]) -> Dict[str, str]:
-    """Return those extended attributes that this process may set (xattr(7))."""
-    return {name: value for name, value in values.items() if os.geteuid() == 0 or name.startswith(("user.", "system."))}
 
 
 def _mount_points() -> List[str]:

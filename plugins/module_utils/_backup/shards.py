@@ -419,6 +419,12 @@ def prints(entries: Iterable[Entry], scanned_ns: int) -> str:
     return "".join(member_print(entry) if is_settled(entry, scanned_ns) else UNSETTLED for entry in entries)
 
 
+def printed(known: Known, cached: str) -> Dict[str, str]:
+    """Return by path the prints that :func:`prints` wrote of a known shard's members; empty where they are lost."""
+    width = len(UNSETTLED)
+    return {get_text(value, "path"): cached[width * index : width * index + width] for index, value in enumerate(known.records)}
+
+
 def is_settled(entry: Entry, scanned_ns: int) -> bool:
     """True when a member was not touched so shortly before the look that a later touch could go unseen."""
     return entry.ctime_ns < scanned_ns - RACY_NS

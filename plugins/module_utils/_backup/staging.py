@@ -13,9 +13,10 @@ from typing import Dict, List, Tuple
 from .._core.errors import present
 from .._core.files import fsync_file, make_dir, remove_tree, sync_filesystem
 from . import archive, images
+from .comparison import own_xattrs
 from .errors import BackupError
 from .manifest import Record, Shard, get_text
-from .placement import Placed, Placement, Served, Target, own_xattrs
+from .placement import Placed, Placement, Served, Target
 from .records import read_xattrs
 from .script import restore_order
 from .shards import is_tree
@@ -66,7 +67,7 @@ class Staging:
             stale, only = self.placement.stale.get(shard.id, []), []
             if len(stale) > MOST_LEFT_OUT:
                 only = [get_text(value, "path") for value in self.placement.records if value["shard"] == shard.id]
-            base, by_id = targets[shard.root].base, self.placement.owner == "id"
+            base, by_id = targets[shard.root].base, self.placement.owners.policy == "id"
             archive.extract(self.store.whole_object(shard.object), base, by_id, EXTRACT_S, stale, only)
 
         ordered = restore_order(self.placement.manifest.shards)
@@ -114,7 +115,7 @@ class Staging:
             raise BackupError(f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
         value = placed.image.file
         if os.geteuid() == 0:
-            os.chown(placed.staged, *self.placement.owner_ids(value))
+            os.chown(placed.staged, *self.placement.owners.ids(value))
         os.chmod(placed.staged, value["mode"])
         _set_xattrs(placed.staged, own_xattrs(value.get("xattrs", {})))
         os.utime(placed.staged, ns=(value["mtime_ns"], value["mtime_ns"]))

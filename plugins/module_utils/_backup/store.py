@@ -249,6 +249,10 @@ class Store:
                     self.path,
                     "Name another set",
                 )
+        self.require_whole(manifest)
+
+    def require_whole(self, manifest: Manifest) -> None:
+        """Raise :class:`BackupError` for a set whose own files are not what was written, or that was made for another store."""
         damage = self.set_damage(manifest)
         if damage:
             raise BackupError(f"set {manifest.id} is damaged: {damage[0]}", self.path, "Name another set")

@@ -161,8 +161,7 @@ class Surveyor:
             return shards.Judgement()
         paths = [get_text(value, "path") for value in known.records]
         then = dict(zip(paths, known.records))
-        width = len(shards.UNSETTLED)
-        printed = {path: cached.get("prints", "")[width * index : width * index + width] for index, path in enumerate(paths)}
+        printed = shards.printed(known, cached.get("prints", ""))
         changed = [entry.path for entry in entries if shards.differs(entry, then[entry.path])]
         seen = set(changed)
         doubtful = [entry for entry in entries if entry.path not in seen and printed[entry.path] != shards.member_print(entry)]

@@ -36,7 +36,9 @@ def run_module(module: AnsibleModule, build: Callable[[Dict[str, Any], Clock], O
         )
     for warning in result.pop("warnings_", []):
         module.warn(warning)
-    if module._diff and result["plan"]:
+    if module._diff and operation.difference():
+        result["diff"] = {"prepared": printable(operation.difference())}
+    elif module._diff and result["plan"]:
         lines = [f"{step['step']} {step['target']}: {step['reason']}\n" for step in result["plan"]]
         result["diff"] = {"before": "", "after": "".join(lines)}
     failure = operation.failure()

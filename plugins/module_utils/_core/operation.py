@@ -59,6 +59,10 @@ class Operation:
         """Return a message when the work was done but what it found is a failure; empty otherwise."""
         return ""
 
+    def difference(self) -> str:
+        """Return what ``--diff`` shows in place of the plan, lines without contents; empty: the plan."""
+        return ""
+
     def result(self) -> Dict[str, Any]:
         """Return what the module's RETURN documents beyond the common part."""
         return {}

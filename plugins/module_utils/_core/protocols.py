@@ -42,6 +42,9 @@ class DatabaseSource(Protocol):
     def is_as(self, facts: Dict[str, Any]) -> bool:
         """True when the database holds what the image with these facts holds. May read all of it."""
 
+    def contents(self) -> Dict[str, Any]:
+        """Return what :meth:`facts` knows of tables and definitions, of the database as it is now. Reads all of it, and leaves nothing."""
+
     def pinned(self, target: str) -> ContextManager[Callable[[], None]]:
         """Hold the database as it is now; what is given then writes an image of this moment to a new file, mode 0600.
 

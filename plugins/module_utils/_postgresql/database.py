@@ -103,6 +103,12 @@ class PostgresDatabase:
             same_major = major_of(connection.server_version) == major_of(facts["server_version"])
             return same_major and not difference(connection, self.login, self.database, facts)
 
+    def contents(self) -> Dict[str, Any]:
+        """Return ``tables``, ``sequences``, ``schema`` and ``properties`` as in :meth:`facts`, as they are now."""
+        with self.login.session(self.database, lock_s=self._lock_s) as connection:
+            connection.set_session(isolation_level="REPEATABLE READ", readonly=True, autocommit=False)
+            return contents_of(connection, self.login, self.database)
+
     def copy(self, target: str) -> None:
         """Write a dump as of one moment to a new file, mode 0600; not yet flushed to the disk.
 

@@ -101,6 +101,35 @@ class SqliteDatabase:
             and hash_file(self.path) == facts["sha256"]
         )
 
+    def contents(self) -> Dict[str, Any]:
+        """Return ``rows`` and ``schema`` as in :meth:`facts`, as they are now; others go on reading and, in WAL mode, writing.
+
+        Raises :class:`SqliteError` where nobody could tell, or only with files left beside it.
+        """
+        self.require()
+        beside = [os.path.exists(self.path + suffix) for suffix in ("-wal", "-shm")]
+        if _is_wal(self.path) and not all(beside):
+            # Nobody has it open, and opening it as usual would leave a -wal and -shm behind.
+            if not is_empty_or_absent(self.path + "-wal"):
+                raise SqliteError(
+                    "its -wal is still to be played back, which would make a -shm beside it", self.path, "Start the application once"
+                )
+            before = self.fingerprint()
+            found = self._rows_and_schema("mode=ro&immutable=1")
+            if self.fingerprint() != before:
+                raise SqliteError("somebody opened it while it was read", self.path, "Run again")
+            return found
+        return self._rows_and_schema("mode=ro")
+
+    def _rows_and_schema(self, query: str) -> Dict[str, Any]:
+        try:
+            with closing(open_database(self.path, query, self.deadline_s)) as connection:
+                connection.execute("BEGIN")
+                rows, schema, _notes = _rows_and_schema(connection)
+                return {"rows": rows, "schema": schema}
+        except sqlite3.Error as error:
+            raise self._explain(error) from None
+
     def _look(self) -> Tuple[Tuple[object, ...], int]:
         try:
             with open(self.path, "rb") as stream:
@@ -321,7 +350,8 @@ def _facts(path: str) -> Dict[str, Any]:
     return facts
 
 
-def _contents(connection: sqlite3.Connection) -> Dict[str, Any]:
+def _rows_and_schema(connection: sqlite3.Connection) -> Tuple[Dict[str, int], str, List[str]]:
+    """Return rows by table, SHA-256 of all definitions, and notes about what could not be counted."""
     rows: Dict[str, int] = {}
     notes: List[str] = []
     definitions: List[bytes] = []
@@ -340,16 +370,21 @@ def _contents(connection: sqlite3.Connection) -> Dict[str, Any]:
             if not (sql or b"").upper().startswith(b"CREATE VIRTUAL TABLE"):
                 raise
             notes.append(f"rows of the virtual table {name} not counted: {error}")
+    digest = hashlib.sha256()
+    for definition in sorted(definitions):
+        digest.update(definition + b"\0")
+    return rows, digest.hexdigest(), notes
+
+
+def _contents(connection: sqlite3.Connection) -> Dict[str, Any]:
+    rows, schema, notes = _rows_and_schema(connection)
     violations: Optional[int] = None
     try:
         violations = sum(1 for _row in connection.execute("PRAGMA foreign_key_check"))
     except sqlite3.OperationalError as error:
         # A parent without a unique key, or a table whose module is not here.
         notes.append(f"foreign keys not checked: {error}")
-    digest = hashlib.sha256()
-    for definition in sorted(definitions):
-        digest.update(definition + b"\0")
-    return {"rows": rows, "schema": digest.hexdigest(), "foreign_key_violations": violations, "notes": sorted(notes)}
+    return {"rows": rows, "schema": schema, "foreign_key_violations": violations, "notes": sorted(notes)}
 
 
 def _difference(found: Dict[str, int], recorded: Dict[str, int]) -> str:

@@ -456,6 +456,25 @@ def test_files_are_put_where_they_belong_whatever_is_in_the_way(app: Partial, tm
     assert list(outside.iterdir()) == []
 
 
+def test_one_folder_of_many(app: Partial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than tar can be told to leave out, in a folder that nothing may fall into."""
+    for number in range(1100):
+        os.mkdir(app.at(f"projects/p{number}"), 0o700)
+        Path(app.at(f"projects/p{number}/empty")).touch()
+    app.params["scopes"]["project"]["rows"] = []
+    app.backup()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    before = os.stat(elsewhere)
+    monkeypatch.chdir(elsewhere)
+    seen = files(app)
+    shutil.rmtree(app.at("projects/p7"))
+    honest(app, scope="project", value="p7")
+    assert files(app) == seen
+    assert list(elsewhere.iterdir()) == []
+    assert os.stat(elsewhere)[:9] == before[:9]
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)

@@ -132,6 +132,48 @@ def test_another_database_of_the_server_is_no_change(app: PostgresApp) -> None:
     assert [step["target"] for step in result["plan"]] == ["app", "<new>"]
 
 
+def test_how_tables_differ(app: PostgresApp) -> None:
+    def differing(**options: Any) -> Dict[str, Any]:
+        (found,) = app.diff(**options)["databases"]
+        tables = [(table["name"], table["rows"], table["other_rows"], table["content"]) for table in found["tables"]]
+        return {"state": found["state"], "what": found["what"], "tables": tables}
+
+    same = {"state": "same", "what": [], "tables": []}
+    first = app.backup()["set"]["id"]
+    assert differing() == same
+    os.unlink(os.path.join(app.store, "cache/fingerprints.json"))
+    assert differing() == same
+    # As many rows as before, but another one.
+    app.sql("UPDATE note SET text = 'other' WHERE id = 1; DELETE FROM tag WHERE note_id = 2; CREATE TABLE empty (id integer)")
+    wanted = {
+        "state": "differs",
+        "what": ["schema"],
+        "tables": [("public.empty", None, 0, "differs"), ("public.note", 300, 300, "differs"), ("public.tag", 300, 299, "differs")],
+    }
+    assert differing() == wanted
+    second = app.backup()["set"]["id"]
+    assert differing(which=first, other=second) == wanted
+    assert differing() == same
+    # Not where a path is asked for; and what can't be asked hides no file.
+    assert app.diff(path=app.at("projects"))["databases"] == []
+    app.write("config/new", "x")
+    os.unlink(os.path.join(app.store, "cache/fingerprints.json"))
+    app.item["port"] = 1
+    result = app.diff()
+    assert (result["databases"][0]["state"], result["counts"]["added"], result["is_equal"]) == ("unknown", 1, False)
+    assert result["databases"][0]["error"] in result["warnings_"][0]
+    # Which set has which rows.
+    versions = [app.info(table=f"app.{name}")["versions"] for name in ("note", "public.note", "tag")]
+    assert versions[0] == versions[1]
+    assert [[(one["rows"], one["last_set"]) for one in found] for found in versions[1:]] == [
+        [(300, second), (300, first)],
+        [(299, second), (300, first)],
+    ]
+    assert versions[0][0]["sum"] != versions[0][1]["sum"]
+    tables = app.info(first, contents=True)["contents"]["databases"][0]["tables"]
+    assert [(table["name"], table["rows"]) for table in tables] == [("public.note", 300), ("public.tag", 300), ("public.version", 1)]
+
+
 def test_forth_and_back_and_purged(app: PostgresApp) -> None:
     app.backup()
     saved = app.dump()

@@ -127,7 +127,12 @@ class App:
         return result
 
     def info(self, which: str = "", **options: Any) -> Dict[str, Any]:
-        return self._carry_out(wiring.backup_set_info, {**self.params, "set": which, **options}, False)
+        unset = {"contents": False, "projects": None, "path": None, "table": None, "limit": 1000}
+        return self._carry_out(wiring.backup_set_info, {**self.params, **unset, "set": which, **options}, False)
+
+    def diff(self, which: str = "latest", other: str = "live", check: bool = False, **options: Any) -> Dict[str, Any]:
+        unset = {"path": None, "content": False, "limit": 1000}
+        return self._carry_out(wiring.backup_diff, {**self.params, **unset, "set": which, "other": other, **options}, check)
 
     def prune(self, check: bool = False, **options: Any) -> Dict[str, Any]:
         params = {"daily": 7, "weekly": 4, "monthly": 3, "delete_more_than_half": False}
