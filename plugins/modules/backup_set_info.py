@@ -36,6 +36,11 @@ options:
       - The folder with one folder a project, for O(contents).
       - Default is the saved path named V(projects).
     type: path
+  scopes:
+    description:
+      - What can be restored by name, as in M(opskit.runbooks.backup_restore_scope), for O(contents).
+    type: dict
+    default: {}
   path:
     description:
       - An absolute path as the application knows it. RV(versions) says what the sets hold there, and with O(set) RV(entries) lists it.
@@ -109,6 +114,8 @@ contents:
   description:
     - What the set holds. Sizes are in bytes.
     - C(paths) are the saved paths, without logs and databases; C(logs) is the sum of all logs.
+    - C(scopes) are the O(scopes), with the files that lie at their paths, all rows of their tables, and up to O(limit) of the values that they
+      can be asked for with.
   returned: O(contents) is true
   type: dict
   sample:
@@ -125,6 +132,14 @@ contents:
         schema_version: "0002"
         tables:
           - {name: accounts, rows: 1200}
+    scopes:
+      - name: project
+        files: 11800
+        bytes: 1310000000
+        values: [atlas]
+        values_total: 1
+        tables:
+          - {name: projects, rows: 1}
 versions:
   description:
     - What the sets hold of O(path) or O(table), the newest first; sets that follow each other and hold the same are one version.
@@ -257,6 +272,7 @@ def main() -> None:
         set={"type": "str", "default": ""},
         contents={"type": "bool", "default": False},
         projects={"type": "path"},
+        scopes={"type": "dict", "default": {}},
         path={"type": "path"},
         table={"type": "str"},
         limit={"type": "int", "default": 1000},

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from .._core.errors import OpskitError
 from .._core.rows import RowSet, uses_value
@@ -53,11 +53,11 @@ class Scope(NamedTuple):
             raise OpskitError(f"{value!r} can't be the name of a file or folder of the scope {self.name}", todo="Correct the value")
 
 
-def read_scopes(described: Dict[str, Any], databases: Sequence[str]) -> Dict[str, Scope]:
+def read_scopes(described: Dict[str, Any], databases: Optional[Sequence[str]]) -> Dict[str, Scope]:
     """Return the scopes of a description, by name. Raises :class:`OpskitError` for the first mistake.
 
     :param described: by name, see the option ``scopes`` of the module ``backup_restore_scope``
-    :param databases: the names of the application's databases, the first one first
+    :param databases: the names of the application's databases, the first one first; None where they are not known
     """
     for finding in mistakes(described, databases):
         raise OpskitError(finding, "scopes", "Correct the description of the scope; nothing was touched")
@@ -69,7 +69,7 @@ def read_scopes(described: Dict[str, Any], databases: Sequence[str]) -> Dict[str
             value.get("description") or "",
             value.get("value") or "none",
             tuple(os.path.normpath(path) for path in value.get("paths") or []),
-            (value.get("database") or databases[0]) if rows else "",
+            value.get("database") or (databases[0] if rows and databases else ""),
             tuple(
                 RowSet(
                     row["table"],
@@ -95,7 +95,7 @@ def find_scope(scopes: Dict[str, Scope], name: str) -> Scope:
     return scopes[name]
 
 
-def mistakes(described: Dict[str, Any], databases: Sequence[str]) -> Iterator[str]:
+def mistakes(described: Dict[str, Any], databases: Optional[Sequence[str]]) -> Iterator[str]:
     """Yield every mistake of a description of scopes as one sentence that begins with the scope's name."""
     for name, value in described.items():
         if not NAME.match(name):
@@ -107,7 +107,7 @@ def mistakes(described: Dict[str, Any], databases: Sequence[str]) -> Iterator[st
                 yield f"{name}: {mistake}"
 
 
-def _scope_mistakes(value: Dict[str, Any], databases: Sequence[str]) -> Iterator[str]:
+def _scope_mistakes(value: Dict[str, Any], databases: Optional[Sequence[str]]) -> Iterator[str]:
     wrong = list(_shape(value, _SCOPE))
     yield from wrong
     if wrong:
@@ -123,9 +123,9 @@ def _scope_mistakes(value: Dict[str, Any], databases: Sequence[str]) -> Iterator
             yield f"{path!r} is not an absolute path"
         elif PLACE in path and kind != "required":
             yield f"the path {path} depends on a value, so value has to be required"
-    if rows and not databases:
+    if rows and databases is not None and not databases:
         yield "it has rows, but the application has no database"
-    elif value.get("database") and value["database"] not in databases:
+    elif value.get("database") and databases is not None and value["database"] not in databases:
         yield f"the application has no database {value['database']!r}; it has {', '.join(databases)}"
     for row in rows:
         yield from _row_mistakes(row, kind)

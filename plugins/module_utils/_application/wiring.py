@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Callable, Dict, Optional
 
+from .._backup.contents import Shape
 from .._backup.create import BackupSet, Options
 from .._backup.diff import Diff
 from .._backup.diff import Options as DiffOptions
@@ -274,7 +275,12 @@ def backup_restore_scope(params: Dict[str, Any], clock: Clock) -> RestoreScope:
 def backup_set_info(params: Dict[str, Any], _clock: Clock) -> SetInfo:
     """Return the operation of the module backup_set_info."""
     require_range(params, "limit", 1)
-    question = Question(params["set"], params["contents"], params["projects"], params["path"] or "", params["table"] or "", params["limit"])
+    scopes = [
+        Shape(scope.name, scope.paths, scope.database, list(dict.fromkeys(rows.table for rows in scope.rows)))
+        for scope in read_scopes(params["scopes"], None).values()
+    ]
+    path, table = params["path"] or "", params["table"] or ""
+    question = Question(params["set"], params["contents"], params["projects"], path, table, params["limit"], scopes)
     return SetInfo(build_store(params), question, params["lock_timeout"])
 
 

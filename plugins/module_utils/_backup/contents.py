@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from datetime import datetime, timezone
-from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Sequence, TypeVar
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Pattern, Sequence, Set, TypeVar
 
 from .._core.clock import rfc3339
 from .errors import BackupError
@@ -19,7 +19,21 @@ from .store import Store
 PROJECTS = "projects"
 """The name of the saved path with one folder a project, unless another folder is named."""
 
+VALUE = "{value}"
+"""What stands in the path of a scope for one of several names."""
+
 T = TypeVar("T")
+
+
+class Shape(NamedTuple):
+    """A part of an application that can be restored by name."""
+
+    name: str
+    paths: Sequence[str]
+    """Absolute, with :data:`VALUE` for the name of one of several."""
+    database: str
+    """Empty for the only one of a set."""
+    tables: Sequence[str]
 
 
 class Holding(NamedTuple):
@@ -164,6 +178,38 @@ def contents(manifest: Manifest, holding: Holding, places: Mapping[str, str], pr
             for image in manifest.databases
         ],
     }
+
+
+def scopes_in(manifest: Manifest, holding: Holding, scopes: Iterable[Shape], limit: int) -> List[Dict[str, Any]]:
+    """Return what a set holds of each scope: files and bytes of its paths, its tables with all their rows, and by which names it can be asked for.
+
+    :param limit: the most names that are listed
+    """
+    found = []
+    for scope in scopes:
+        records: List[Record] = []
+        values: Set[str] = set()
+        for pattern in map(_pattern, scope.paths):
+            for path, value in holding.files.items():
+                match = pattern.match(path)
+                if match:
+                    records.append(value)
+                    values.update(match.groups())
+        image = next((image for image in manifest.databases if scope.database in ("", image.name)), None)
+        tables = tables_of(image.facts) if image is not None else {}
+        rows = [{"name": name, "rows": tables.get(name, tables.get(f"public.{name}", {})).get("rows")} for name in scope.tables]
+        found.append(
+            {"name": scope.name, **_totals(records), "values": sorted(values)[:limit], "values_total": len(values), "tables": rows}
+        )
+    return found
+
+
+def _pattern(path: str) -> Pattern[str]:
+    """Return what matches a scope's path and what is below; the links on the way to what it leaves open are resolved."""
+    fixed, open_part, rest = path.partition(VALUE)
+    folder, name = os.path.split(fixed)
+    plain = os.path.join(os.path.realpath(folder), name) if open_part else os.path.realpath(path)
+    return re.compile(re.escape(plain) + (f"([^/]+){re.escape(rest)}" if open_part else "") + r"(?:/.*)?\Z", re.DOTALL)
 
 
 def _totals(records: Iterable[Record]) -> Dict[str, int]:

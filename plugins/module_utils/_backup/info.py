@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Sequence
 
 from .._core.files import free_bytes
 from .._core.operation import Operation
 from .._core.plan import Plan
 from .contents import (
     Holding,
+    Shape,
     at,
     contents,
     describe,
@@ -20,6 +21,7 @@ from .contents import (
     places_of,
     read_holding,
     saved_spellings,
+    scopes_in,
     tables_of,
 )
 from .create import summary
@@ -44,6 +46,8 @@ class Question(NamedTuple):
     """What they hold of this table, ``<database>.<table>``; empty for nothing."""
     limit: int
     """The most entries that are listed."""
+    scopes: Sequence[Shape] = ()
+    """What can be restored by name, for the contents."""
 
 
 class SetInfo(Operation):
@@ -100,6 +104,7 @@ class SetInfo(Operation):
             holding = read_holding(self.store, manifest, self.places)
         if question.contents:
             self.found["contents"] = contents(manifest, holding, self.places, question.projects)
+            self.found["contents"]["scopes"] = scopes_in(manifest, holding, question.scopes, question.limit)
         if question.path:
             path = self._choose(meanings, [{meaning: version_of_path(holding, meaning) for meaning in meanings}])
             entries = _entries(holding, path)

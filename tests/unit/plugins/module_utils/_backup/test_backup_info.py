@@ -75,6 +75,7 @@ def test_contents(app: App) -> None:
                 "tables": [{"name": "ledger", "rows": 200}],
             }
         ],
+        "scopes": [],
     }
     assert (store_state(app.store), look_at(app.top)) == before
 

@@ -127,7 +127,7 @@ class App:
         return result
 
     def info(self, which: str = "", **options: Any) -> Dict[str, Any]:
-        unset = {"contents": False, "projects": None, "path": None, "table": None, "limit": 1000}
+        unset: Dict[str, Any] = {"contents": False, "projects": None, "path": None, "table": None, "limit": 1000, "scopes": {}}
         return self._carry_out(wiring.backup_set_info, {**self.params, **unset, "set": which, **options}, False)
 
     def diff(self, which: str = "latest", other: str = "live", check: bool = False, **options: Any) -> Dict[str, Any]:
