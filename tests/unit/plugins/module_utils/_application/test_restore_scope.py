@@ -488,6 +488,37 @@ def test_one_folder_of_many(app: Partial, tmp_path: Path, monkeypatch: pytest.Mo
     assert os.stat(elsewhere)[:7] == before[:7]
 
 
+def test_postgresql_without_a_superuser(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        passfile = Path(app.write("../passfile", "*:*:*:helper:secret\n", 0o600))
+        server.run("CREATE ROLE helper LOGIN CREATEDB PASSWORD 'secret'")
+        app.params["databases"][0].update(admin_user="helper", admin_passfile=str(passfile))
+        app.backup()
+        app.sql("DELETE FROM providers")
+        for check in (True, False):
+            with pytest.raises(OpskitError, match="permission denied"):
+                app.restore_scope("providers", check=check)
+        server.run("GRANT app TO helper")
+        honest(app, scope="providers")
+        assert len(app.rows()["providers"]) == 2
+        # What the owner of the table may not do is refused, too: a superuser's rights are not for what the owner has written.
+        app.sql(
+            "SET ROLE app; CREATE FUNCTION evil() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN ALTER ROLE app SUPERUSER; RETURN NEW; END$$"
+        )
+        app.sql("SET ROLE app; CREATE TRIGGER evil BEFORE INSERT ON providers FOR EACH ROW EXECUTE FUNCTION evil()")
+        app.backup()
+        app.sql("DELETE FROM providers")
+        app.params["databases"][0].update(admin_user=None, admin_passfile=None)
+        app.params["scopes"]["providers"]["rows"][0]["fire_triggers"] = True
+        with pytest.raises(OpskitError, match=r"permission denied|must be superuser"):
+            app.restore_scope("providers")
+        assert app.ask("SELECT rolsuper FROM pg_roles WHERE rolname = 'app'") == [["f"]]
+    finally:
+        app.remove()
+        server.run("DROP ROLE IF EXISTS helper")
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
