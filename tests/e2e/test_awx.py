@@ -210,6 +210,14 @@ def test_backup_verify(site: Site) -> None:
     assert job.artifacts["opskit_backup_verify"]["one"]["level"] == "stored"
 
 
+def test_backup_info_and_backup_diff(site: Site) -> None:
+    job = site.awx.launch("backup_info", {**empty("backup_info"), **numbers("backup_info", "min")})
+    assert job.artifacts["opskit_backup_info"]["one"]["sets"] == site.one.sets()[::-1]
+    job = site.awx.launch("backup_diff", {**empty("backup_diff"), "backup_diff_content": "true", **numbers("backup_diff", "max")})
+    assert job.arguments("backup_diff")["content"] is True
+    assert job.artifacts["opskit_backup_diff"]["one"]["set"] == site.one.sets()[-1]
+
+
 def test_restore_without_the_right_confirmation(site: Site) -> None:
     before = site.state()
     job = site.awx.launch("restore", {"opskit_confirm": "two"}, user="ben", fails=True)

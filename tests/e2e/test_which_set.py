@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -83,6 +84,15 @@ def test_which_set_has_the_good_file(case: Case) -> None:
     assert case.application.journal()[-1]["runbook"] == "backup_info"
 
 
+def test_the_command_that_is_printed_means_the_same(case: Case) -> None:
+    """The path has a space, a quote and a line break in it."""
+    path = f"{case.application.base}/it's\nelsewhere"
+    refused = case.play("backup_info", backup_info_path=path, fails=True)
+    assert "this path lies outside of what is saved" in refused.said()
+    words = shlex.split(refused.command("Once the cause is mended"))
+    assert json.loads(words[-2]) == {"backup_info_path": path}
+
+
 def test_how_it_differs_from_what_is_live(case: Case) -> None:
     before = case.application.now(), sorted(case.application.store.rglob("*"))
     run = case.play("backup_diff", "--diff")
@@ -104,10 +114,6 @@ def test_how_it_differs_from_what_is_live(case: Case) -> None:
     assert (case.application.now(), sorted(case.application.store.rglob("*"))) == before
 
 
-def test_the_set_before_a_time_is_restored(case: Case) -> None:
-    rehearsal = case.play("restore", "--check", restore_set=f"before {case.between}")
-    assert rehearsal.stats["opskit_restore"]["one"]["set"] == case.good[1]
-    refused = case.play("restore", opskit_confirm="one", restore_set="before 2020-01-01T00:00:00Z", fails=True)
-    assert "there is no verified set before 2020-01-01T00:00:00Z. Verify one (backup_verify), or name a set by its id" in refused.said()
-    assert refused.of("Reach staged") == []
-    assert case.application.ready()
+def test_a_restore_takes_the_set_before_a_time(case: Case) -> None:
+    run = case.play("restore", "--tags", "plan", opskit_confirm="one", restore_set=f"before {case.between}")
+    assert f"put gateway back to set {case.good[1]}, stop it for the exchange" in run.said()

@@ -214,6 +214,12 @@ class Store:
         :param which: an id, ``latest`` (the newest verified one), or ``before <UTC time>`` (the newest verified one that
             is older)
         """
+        if which.strip() == "before":
+            raise BackupError(
+                "no time stands behind it",
+                which,
+                "Write before 2026-11-23T02:00:00Z as one value; for -e as JSON, because a space ends a value",
+            )
         if which != "latest" and not which.startswith("before "):
             return self.manifest(which)
         limit = None

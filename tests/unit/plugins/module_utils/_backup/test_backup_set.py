@@ -708,8 +708,13 @@ def test_a_damaged_file_list_does_not_end_all_backups(app: App) -> None:
 def test_a_time_that_is_not_one(app: App) -> None:
     app.backup()
     for call in (app.info, lambda which: app.restore(set=which)):
-        with pytest.raises(OpskitError, match=r"is no UTC time. Write it as 2026-11-23T02:00:00Z"):
-            call("before yesterday")
+        # A local time, and one that says how far it is from UTC, are no UTC times either.
+        for text in ("yesterday", "2026-11-23T02:00:00", "2026-11-23 02:00:00Z", "2026-11-23T02:00:00+01:00", "2026-11-31T02:00:00Z"):
+            with pytest.raises(OpskitError, match=r"is no UTC time. Write it as 2026-11-23T02:00:00Z"):
+                call(f"before {text}")
+        # What is left of it where a space has ended the value.
+        with pytest.raises(OpskitError, match=r"before: no time stands behind it.*as JSON"):
+            call("before")
         with pytest.raises(OpskitError, match="there is no verified set before 2020-01-01T00:00:00Z"):
             call("before 2020-01-01T00:00:00Z")
         for name in ("20200101T000000Z-abcd", "../../etc"):
