@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from typing import List, NamedTuple, Optional
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from .._core.errors import present
 from .errors import PostgresError
@@ -49,6 +49,21 @@ def with_line_of(content: bytes, other: bytes, variable: str) -> bytes:
         lines[number] = line
         return b"\n".join(lines)
     return content + (b"" if content.endswith(b"\n") or not content else b"\n") + line + b"\n"
+
+
+def with_value(content: bytes, variable: str, value: str) -> bytes:
+    """Return an environment file's content with another value of a variable; one that it does not set comes at its end."""
+    plain = re.fullmatch(r"[A-Za-z0-9_@%+=:,./?&~-]*", value)
+    written = value if plain else '"' + re.sub(r'([\\"$`])', r"\\\1", value) + '"'
+    return with_line_of(content, f"{variable}={written}".encode(), variable)
+
+
+def moved_url(url: str, host: str, port: int) -> str:
+    """Return a database URL that leads to a server at another address, and is else the same."""
+    parts = urlsplit(url)
+    account, at, _address = parts.netloc.rpartition("@")
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name not in ("host", "hostaddr", "port")]
+    return parts._replace(netloc=f"{account}{at}{host}:{port}", query=urlencode(query, quote_via=quote)).geturl()
 
 
 def read_url(content: bytes, variable: str, whose: str) -> Url:

@@ -282,6 +282,20 @@ class PostgresTarget:
         Raises :class:`PostgresError`; then there is no such database.
         """
         self.drop(name)
+        try:
+            self.make(image, globals_sql, facts, name)
+            wrong = self.difference(facts, name)
+            if wrong:
+                raise PostgresError(f"the restored copy is not what was dumped: {wrong}", self.where, "Name another set")
+        except BaseException:
+            self.drop(name)
+            raise
+
+    def make(self, image: str, globals_sql: str, facts: Dict[str, Any], name: str, jobs: int = 1) -> None:
+        """Make a new database of a dump, as it was. A failure leaves it half made.
+
+        :param jobs: how many tables and indexes are loaded at once
+        """
         properties = facts["properties"]
         with self.admin.session(MAINTENANCE) as connection:
             missing = self._check_rights(connection, facts)
@@ -291,21 +305,16 @@ class PostgresTarget:
             # It may take a while until it is whole; nobody else has business in it.
             ask(connection, f"REVOKE ALL ON DATABASE {quote(name)} FROM PUBLIC")
             program = client("pg_restore", max(major_of(connection.server_version), major_of(facts["server_version"])))
-        try:
-            self._fill(program, image, name)
-            with self.admin.session(name) as connection:
-                # Before version 18 a dump holds no statistics; without any the first queries are slow.
-                ask(connection, "ANALYZE")
-                apply_properties(connection, properties)
-            wrong = self.difference(facts, name)
-            if wrong:
-                raise PostgresError(f"the restored copy is not what was dumped: {wrong}", self.where, "Name another set")
-        except BaseException:
-            self.drop(name)
-            raise
+        self._fill(program, image, name, jobs)
+        with self.admin.session(name) as connection:
+            # Before version 18 a dump holds no statistics; without any the first queries are slow.
+            ask(connection, "ANALYZE")
+            apply_properties(connection, properties)
 
-    def _fill(self, program: str, image: str, name: str) -> None:
+    def _fill(self, program: str, image: str, name: str, jobs: int) -> None:
         argv = [program, "--exit-on-error", "--no-password", "--dbname", conninfo(name)]
+        # Several at once read the archive here and there, for which it has to have a name.
+        argv += [f"--jobs={jobs}", image] if jobs > 1 else []
         with open(image, "rb") as stream:
             # A role can be one that only reads unless told otherwise.
             env = {**self.admin.environment(name), "PGOPTIONS": "-c default_transaction_read_only=off"}
