@@ -24,7 +24,7 @@ from .._backup.staging import Staging
 from .._backup.store import Store
 from .._backup.verify import Failure, ImageCheckers, verify_objects
 from .._core.clock import Clock, rfc3339
-from .._core.command import CommandError, run
+from .._core.command import CommandError
 from .._core.errors import OpskitError, present
 from .._core.files import free_bytes, hash_file, human_size, is_out_of_space, make_dir, remove_tree
 from .._core.lock import flock
@@ -37,7 +37,7 @@ from .._postgresql.cluster import Cluster, Limits, check_host, is_at_fault, requ
 from .._postgresql.credentials import value_of, with_value
 from .._postgresql.login import missing_driver
 from .._postgresql.restore import PostgresTarget
-from .isolation import OWN, SYSTEMCTL_S, Bind, Room, command_line, directories, is_in, listening, service_lines, show
+from .isolation import OWN, Bind, Room, command_line, directories, is_in, listening, service_lines, show, systemctl
 
 MARK = "opskit-drill.json"
 """Tells a drill's folder from one that somebody else keeps something in, and what was made outside of it."""
@@ -243,7 +243,7 @@ class Drill(Operation):
         if not name.endswith(".service"):
             raise OpskitError("this is no service, and only services can be started on a copy", unit, "Name the service itself")
         try:
-            text = run(["systemctl", "cat", "--", name], SYSTEMCTL_S).stdout.decode("utf-8", errors="surrogateescape")
+            text = systemctl("cat", "--", name)
         except CommandError as error:
             raise OpskitError(
                 f"this host does not have the unit ({error.what})", name, "Install the application here, without its data"
@@ -281,6 +281,7 @@ class Drill(Operation):
             raise Damaged("content", [{"object": "", "reason": reason} for reason in damage])
         self._make_folder()
         with self._timed("isolate_s"):
+            self._hide([])
             self.room.open()
         try:
             placement = self._place(manifest)
@@ -494,8 +495,15 @@ class Drill(Operation):
             binds["/run/postgresql"] = self.cluster.sockets
         self._make_mount_points(binds)
         self.room.binds = [Bind(source, target) for target, source in sorted(binds.items())]
-        closed = [self.store.path, self.options.state_dir]
-        self.room.hidden = [path for path in [*listening(), *closed] if not is_in(path, [*OWN, *binds])]
+        self._hide(list(binds))
+
+    def _hide(self, copied: List[str]) -> None:
+        """Settle what of the host is not even to be seen: every live socket, the store, and what the runbooks know of the application.
+
+        :param copied: paths in whose place a copy is seen
+        """
+        paths = [*listening(), self.store.path, self.options.state_dir]
+        self.room.hidden = [path for path in paths if not is_in(path, [*OWN, *copied])]
 
     def _own_folder(self, path: str, service: Service) -> str:
         """Return an empty folder that is seen in the place of a path."""

@@ -69,6 +69,14 @@ class Proof(NamedTuple):
 NO_PROOF = Proof("none", True, None, [])
 
 
+def stands(before: Proof, level: str, failures: List[Dict[str, str]]) -> bool:
+    """True when a verdict is not changed by a weaker look that found nothing: it takes nothing away from a stronger one.
+
+    What only a drill sees, only a drill takes back: for a set that failed one, it is not enough that its content is whole.
+    """
+    return not failures and (before.ok or before.level == "drill") and LEVELS.index(level) < LEVELS.index(before.level)
+
+
 class Store:
     """One application's store. Making the object reads nothing; see :meth:`open` and :meth:`create`.
 
@@ -380,9 +388,7 @@ class Store:
     def write_proof(
         self, set_id: str, level: str, failures: List[Dict[str, str]], clock: Clock, read: int, measured: Optional[Dict[str, Any]] = None
     ) -> None:
-        """Record a verification, unless it is a weaker look that found nothing: it takes nothing away from a stronger one.
-
-        What only a drill sees, only a drill takes back: a set that failed one on reading that is whole fails it still.
+        """Record a verification, unless the verdict before stands (:func:`stands`).
 
         :param read: how many objects were read; those that an earlier proof vouches for do not count
         :param measured: what else was learned, by name
@@ -391,7 +397,7 @@ class Store:
         with self.locks.proofs(self.at("proofs")):
             make_dir(folder)
             before = self.proof(set_id)
-            if not failures and (before.ok or before.level == "drill") and LEVELS.index(level) < LEVELS.index(before.level):
+            if stands(before, level, failures):
                 return
             names = os.listdir(folder)
             for name in names:

@@ -325,7 +325,7 @@ class PostgresTarget:
             end(process)
         if process.returncode != 0:
             raise PostgresError(
-                f"pg_restore failed: {last_words(err)}",
+                f"pg_restore failed: {_first_error(err)}",
                 self.where,
                 "Mend what it names (a missing extension or right, a full disk) and run again",
             )
@@ -449,6 +449,12 @@ def _statements(sql: str) -> List[str]:
 
 def _plain(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _first_error(err: bytes) -> str:
+    """Return what pg_restore complained of first: of several at once, those that were ended by it complain, too."""
+    lines = err[max(err.find(b"pg_restore: error: "), 0) :].splitlines()
+    return last_words(b"\n".join(lines[:3]))
 
 
 def _try(url: Url, database: str) -> str:
