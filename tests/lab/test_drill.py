@@ -179,7 +179,7 @@ def test_a_spy_that_is_root_reaches_nothing(saved: World) -> None:
         world.play("backup", list(more), more=more)
         for host in hosts:
             host.sh(f"echo live >{SPY}/data/word; systemctl start spy.service; rm -f /run/opskit-lab-spy-began")
-            wait_until(lambda host=host: "spy" in ask(host), "the spy answers", 20)
+            wait_until(partial(answers, host), "the spy answers", 20)
             seen = json.loads(ask(host))
             assert seen["word"] == "live"
             assert {"127.0.0.1:5432", "/run/dbus/system_bus_socket", "/run/systemd/private", "/etc/opskit-lab-spy", f"{SPY}/outside"} < set(
@@ -217,6 +217,10 @@ def test_a_spy_that_is_root_reaches_nothing(saved: World) -> None:
             )
             host.run("systemctl", "daemon-reload")
             process.wait(30)
+
+
+def answers(host: Host) -> bool:
+    return "reached" in ask(host)
 
 
 def ask(host: Host) -> str:

@@ -366,7 +366,7 @@ class Drill(Operation):
         def stage() -> None:
             with self._timed("stage_s"):
                 try:
-                    Staging(placement, self.store, self.checkers, b"").fill()
+                    Staging(placement, self.store, self.checkers, b"", durable=False).fill()
                 except OSError as error:
                     if is_out_of_space(error):
                         raise OpskitError(
