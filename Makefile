@@ -44,7 +44,7 @@ bench:
 	@tests/tools/need bench
 	@tests/tools/venv e2e
 	@$(PYTHON) tests/tools/collection.py
-	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/e2e/bin:$$PATH" $(ANSIBLE) tests/bench/run $(PARTS) $(OPTIONS)
+	@cd $(COLLECTION) && PATH="$(CURDIR)/build/venv/e2e/bin:$$PATH" $(ANSIBLE) OPSKIT_LAB="$(CURDIR)/build/lab" OPSKIT_LAB_INVENTORY=molecule/inventory.yml tests/bench/run $(PARTS) $(OPTIONS)
 
 lab:
 	@tests/tools/need lab

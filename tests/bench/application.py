@@ -114,8 +114,7 @@ class Application:
         if self.server:
             self.server.run(f"CREATE DATABASE {self.database}")
             self.server.run(TABLE, self.database)
-            for part in _parts(self._rows(), 200_000):
-                self.copy(part)
+            self.copy_all()
             self.server.run("VACUUM ANALYZE", self.database)
         else:
             with closing(sqlite3.connect(self.root / "data/gateway.db")) as connection:
@@ -127,6 +126,11 @@ class Application:
     def _rows(self) -> Iterator[Row]:
         writer = Writer(f"{SEED} rows", WORDS)
         return (writer.row(number) for number in range(1, self.size.rows + 1))
+
+    def copy_all(self, table: str = "usage") -> None:
+        """Load all rows into a table of the server."""
+        for part in _parts(self._rows(), 200_000):
+            self.copy(part, table=table)
 
     def copy(self, rows: Sequence[Row], before: str = "", table: str = "usage", after: str = "") -> None:
         """Run SQL of a session that loads rows into a table in between."""

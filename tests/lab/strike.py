@@ -67,6 +67,10 @@ def reached(what: dict[str, Any], since: float) -> bool:
             return (folder / "watchdog").read_text() == json.loads((folder / "pause.json").read_bytes())["id"]
         except FileNotFoundError:
             return False
+    if point in ("isolated", "started"):
+        # A drill has its network, or a copy of the application.
+        units = [path.name for path in Path("/run/systemd/system").glob(f"opskit-drill-{Path(what['state']).name}-*")]
+        return any(name.endswith("-network.service" if point == "isolated" else "@blue.service") for name in units)
     if point in ("pg_dump", "pg_restore"):
         return runs(point)
     if point == "after":

@@ -5,7 +5,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, Optional
+import os
+import re
+from typing import Any, Callable, Dict, List, Optional
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from .._backup.contents import Shape
 from .._backup.create import BackupSet, Options
@@ -22,6 +26,7 @@ from .._backup.verify import ImageCheckers, VerifySets
 from .._core.clock import Clock
 from .._core.errors import OpskitError
 from .._core.protocols import DatabaseSource, RowTarget
+from .._health.spec import ARGUMENTS as HEALTH
 from .._postgresql.database import PostgresDatabase, check_name
 from .._postgresql.database import check_image as check_dump
 from .._postgresql.login import Login
@@ -30,6 +35,8 @@ from .._postgresql.rows import PostgresRows
 from .._sqlite.database import SqliteDatabase
 from .._sqlite.rows import SqliteRows
 from .description import LOGIN, database_spec
+from .drill import Drill, Server, files_below
+from .drill import Options as DrillOptions
 from .pause import KINDS, CommandPause
 from .restore_scope import Options as ScopeOptions
 from .restore_scope import RestoreScope
@@ -270,6 +277,91 @@ def backup_restore_scope(params: Dict[str, Any], clock: Clock) -> RestoreScope:
     )
     source, targets = build_source(params), build_row_targets(params)
     return RestoreScope(build_store(params), source, scope, options, clock, image_checkers(), targets, _adopt(params))
+
+
+def drill_spec() -> Dict[str, Any]:
+    """Return the options that only a drill has."""
+    argv = {"type": "list", "elements": "str", "default": []}
+    return {
+        "set": {"type": "str", "default": "latest"},
+        "drill_dir": {"type": "path", "required": True},
+        "state_dir": {"type": "path", "required": True},
+        "units": {"type": "list", "elements": "str", "required": True},
+        "checks": {"type": "list", "elements": "dict", "required": True},
+        "environment": {"type": "dict", "default": {}},
+        "owner": {"type": "str"},
+        "schema_command": argv,
+        "migrate_command": argv,
+        "start_timeout": {"type": "int", "default": 60},
+        "seconds": {"type": "int", "default": 3600},
+    }
+
+
+def backup_drill(params: Dict[str, Any], clock: Clock) -> Drill:
+    """Return the operation of the module backup_drill."""
+    for name in ("drill_dir", "state_dir"):
+        require_absolute(params[name])
+    require_range(params, "start_timeout", 1)
+    require_range(params, "seconds", 60)
+    folder = os.path.realpath(params["drill_dir"])
+    live = build_source(params)
+    servers = {
+        item["name"]: Server(item["database"] or item["name"], item["os_user"] or "postgres", item["url_variable"] or "")
+        for item in params["databases"]
+        if item["engine"] == "postgresql"
+    }
+    options = DrillOptions(
+        which=params["set"] or "latest",
+        folder=folder,
+        state_dir=os.path.realpath(params["state_dir"]),
+        units=[unit for unit in params["units"] if unit],
+        owner=params["owner"] or "",
+        environment=_drill_environment(params["environment"]),
+        health=_health(params["checks"], params["start_timeout"]),
+        schema_command=params["schema_command"],
+        migrate_command=params["migrate_command"],
+        start_timeout_s=params["start_timeout"],
+        seconds=params["seconds"],
+        lock_timeout_s=params["lock_timeout"],
+    )
+    copy = build_source(_below(params, live, files_below(folder)))
+    return Drill(build_store(params), live, copy, servers, options, clock, image_checkers(), _adopt(params))
+
+
+def _below(params: Dict[str, Any], live: Source, top: str) -> Dict[str, Any]:
+    """Return the options that describe an application of which every path lies below another root directory."""
+    databases = [{**item, "path": top + os.path.realpath(item["path"]) if item["path"] else item["path"]} for item in params["databases"]]
+    return {
+        **params,
+        "paths": {name: top + path for name, path in live.targets.items()},
+        "projects": top + live.projects if live.projects else None,
+        "logs": [top + path for path in live.logs],
+        "volatile": [top + path for path in live.volatile],
+        "databases": databases,
+    }
+
+
+def _drill_environment(values: Dict[str, Any]) -> Dict[str, str]:
+    for name, value in values.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)) or "\n" in str(value):
+            raise OpskitError(
+                f"{name} is no variable, or its value has more than one line", "environment", "Correct it; nothing was touched"
+            )
+    return {name: str(value) for name, value in values.items()}
+
+
+def _health(checks: List[Dict[str, Any]], deadline_s: int) -> Dict[str, Any]:
+    """Return the options of the module health_check for waiting until checks pass. Raises :class:`OpskitError` for wrong ones."""
+    if not checks:
+        raise OpskitError(
+            "nothing says when the application works", "checks", "Describe it (application_ready_url or application_smoke_checks)"
+        )
+    # Seen twice in a row is enough for what nobody uses, and soon, because the time until then is what is measured.
+    options = {"checks": [{"success_threshold": 2, **check} for check in checks], "mode": "until", "interval": 0.2, "deadline": deadline_s}
+    validated = ArgumentSpecValidator(HEALTH).validate(options)
+    if validated.error_messages:
+        raise OpskitError(validated.error_messages[0], "checks", "Correct it; nothing was touched")
+    return dict(validated.validated_parameters)
 
 
 def backup_set_info(params: Dict[str, Any], _clock: Clock) -> SetInfo:

@@ -34,23 +34,25 @@ class Staging:
     """Fills the staging folders of a placement.
 
     :param environment: what the environment file shall hold; empty for what the set has
+    :param durable: whether it has to outlive a crash of the host
     """
 
-    def __init__(self, placement: Placement, store: Store, checkers: ImageCheckers, environment: bytes) -> None:
+    def __init__(self, placement: Placement, store: Store, checkers: ImageCheckers, environment: bytes, durable: bool = True) -> None:
         self.placement = placement
         self.store = store
         self.checkers = checkers
         self.environment = environment
+        self.durable = durable
 
     def fill(self) -> None:
-        """Stage and check everything, durably. Raises :class:`OpskitError`, or :class:`OSError`."""
+        """Stage and check everything. Raises :class:`OpskitError`, or :class:`OSError`."""
         for stage in self.placement.stages:
             make_dir(os.path.dirname(os.path.dirname(stage)))
             make_dir(os.path.dirname(stage))
             make_dir(stage)
         self._extract()
         self._check()
-        for stage in self.placement.stages:
+        for stage in self.placement.stages if self.durable else []:
             sync_filesystem(stage)
         for served in self.placement.served:
             self._load(served)

@@ -27,8 +27,10 @@ from .manifest import STALE, VERSION, Manifest, Record, dump_records, load_recor
 FORMAT = "opskit-backup-store"
 SET_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{4}\Z")
 FOLDERS = ("objects", "sets", "proofs", "bad", "trash", "tmp", "cache")
-LEVELS = ("none", "stored", "content")
+LEVELS = ("none", "stored", "content", "drill")
 """How far a set was proven, in rising order."""
+VERIFIED = ("content", "drill")
+"""The levels from which on a set counts: for retention, and as one that an operator does not name."""
 
 README = """\
 This is a backup store of the application "{application}".
@@ -57,7 +59,7 @@ class Proof(NamedTuple):
     """The newest verdict on a set."""
 
     level: str
-    """``stored`` or ``content``; ``none`` when there is no proof."""
+    """One of :data:`LEVELS`; ``none`` when there is no proof."""
     ok: bool
     time: Optional[datetime]
     failures: List[Dict[str, str]]
@@ -65,6 +67,14 @@ class Proof(NamedTuple):
 
 
 NO_PROOF = Proof("none", True, None, [])
+
+
+def stands(before: Proof, level: str, failures: List[Dict[str, str]]) -> bool:
+    """True when a verdict is not changed by a weaker look that found nothing: it takes nothing away from a stronger one.
+
+    What only a drill sees, only a drill takes back: for a set that failed one, it is not enough that its content is whole.
+    """
+    return not failures and (before.ok or before.level == "drill") and LEVELS.index(level) < LEVELS.index(before.level)
 
 
 class Store:
@@ -231,7 +241,7 @@ class Store:
                 raise BackupError(f"{text!r} is no UTC time", todo="Write it as 2026-11-23T02:00:00Z") from None
         for manifest in reversed(self.sets()):
             proof = self.proof(manifest.id)
-            if proof.ok and proof.level == "content" and (limit is None or manifest.time < limit):
+            if proof.ok and proof.level in VERIFIED and (limit is None or manifest.time < limit):
                 return manifest
         raise BackupError(
             f"there is no verified set{f' before {rfc3339(limit)}' if limit else ''}",
@@ -410,18 +420,21 @@ class Store:
     def verified(self, set_id: str) -> bool:
         """True when the newest proof says that the set's content is what was backed up."""
         proof = self.proof(set_id)
-        return proof.ok and proof.level == "content"
+        return proof.ok and proof.level in VERIFIED
 
-    def write_proof(self, set_id: str, level: str, failures: List[Dict[str, str]], clock: Clock, read: int) -> None:
-        """Record a verification, unless it is a weaker look that found nothing: it takes nothing away from a stronger one.
+    def write_proof(
+        self, set_id: str, level: str, failures: List[Dict[str, str]], clock: Clock, read: int, measured: Optional[Dict[str, Any]] = None
+    ) -> None:
+        """Record a verification, unless the verdict before stands (:func:`stands`).
 
         :param read: how many objects were read; those that an earlier proof vouches for do not count
+        :param measured: what else was learned, by name
         """
         folder = self.at("proofs", set_id)
         with self.locks.proofs(self.at("proofs")):
             make_dir(folder)
             before = self.proof(set_id)
-            if not failures and before.ok and LEVELS.index(level) < LEVELS.index(before.level):
+            if stands(before, level, failures):
                 return
             names = os.listdir(folder)
             for name in names:
@@ -438,6 +451,7 @@ class Store:
                 "time": rfc3339(now),
                 "failures": failures,
                 "objects_read": read,
+                **(measured or {}),
             }
             publish_json(os.path.join(folder, f"{number:06d}-{now.strftime('%Y%m%dT%H%M%SZ')}.json"), value)
 

@@ -44,6 +44,13 @@ def with_line_of(content: bytes, other: bytes, variable: str) -> bytes:
     return content + (b"" if content.endswith(b"\n") or not content else b"\n") + line + b"\n"
 
 
+def with_value(content: bytes, variable: str, value: str) -> bytes:
+    """Return an environment file's content with another value of a variable; one that it does not set comes at its end."""
+    plain = re.fullmatch(r"[A-Za-z0-9_@%+=:,./?&~-]*", value)
+    written = value if plain else '"' + re.sub(r'([\\"$`])', r"\\\1", value) + '"'
+    return with_line_of(content, f"{variable}={written}".encode(), variable)
+
+
 def fingerprint(content: bytes, variable: str, salt: str) -> str:
     """Return what tells a variable's value from all others and is of no use for guessing it; empty where it is not set.
 

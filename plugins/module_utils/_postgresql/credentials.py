@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from typing import NamedTuple
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from .._core.environment import value_of
 from .errors import PostgresError
@@ -19,6 +19,14 @@ class Url(NamedTuple):
     login: Login
     database: str
     password: str
+
+
+def moved_url(url: str, host: str, port: int) -> str:
+    """Return a database URL that leads to a server at another address, and is else the same."""
+    parts = urlsplit(url)
+    account, at, _address = parts.netloc.rpartition("@")
+    query = [(name, value) for name, value in parse_qsl(parts.query) if name not in ("host", "hostaddr", "port")]
+    return parts._replace(netloc=f"{account}{at}{host}:{port}", query=urlencode(query, quote_via=quote)).geturl()
 
 
 def read_url(content: bytes, variable: str, whose: str) -> Url:

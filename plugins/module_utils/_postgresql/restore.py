@@ -288,6 +288,20 @@ class PostgresTarget:
         Raises :class:`PostgresError`; then there is no such database.
         """
         self.drop(name)
+        try:
+            self.make(image, globals_sql, facts, name)
+            wrong = self.difference(facts, name)
+            if wrong:
+                raise PostgresError(f"the restored copy is not what was dumped: {wrong}", self.where, "Name another set")
+        except BaseException:
+            self.drop(name)
+            raise
+
+    def make(self, image: str, globals_sql: str, facts: Dict[str, Any], name: str, jobs: int = 1) -> None:
+        """Make a new database of a dump, as it was. A failure leaves it half made.
+
+        :param jobs: how many tables and indexes are loaded at once
+        """
         properties = facts["properties"]
         with self.admin.session(MAINTENANCE) as connection:
             missing = self._check_rights(connection, facts)
@@ -297,18 +311,11 @@ class PostgresTarget:
             # It may take a while until it is whole; nobody else has business in it.
             ask(connection, f"REVOKE ALL ON DATABASE {quote(name)} FROM PUBLIC")
             program = client("pg_restore", max(major_of(connection.server_version), major_of(facts["server_version"])))
-        try:
-            self._fill(program, image, name)
-            with self.admin.session(name) as connection:
-                # Before version 18 a dump holds no statistics; without any the first queries are slow.
-                ask(connection, "ANALYZE")
-                apply_properties(connection, properties)
-            wrong = self.difference(facts, name)
-            if wrong:
-                raise PostgresError(f"the restored copy is not what was dumped: {wrong}", self.where, "Name another set")
-        except BaseException:
-            self.drop(name)
-            raise
+        self._fill(program, image, name, jobs)
+        with self.admin.session(name) as connection:
+            # Before version 18 a dump holds no statistics; without any the first queries are slow.
+            ask(connection, "ANALYZE")
+            apply_properties(connection, properties)
 
     @contextmanager
     def scratch(self, image: str, facts: Dict[str, Any], name: str) -> Iterator[None]:
@@ -330,7 +337,7 @@ class PostgresTarget:
                 ask(connection, _create(name, properties, connection.server_version))
                 ask(connection, f"REVOKE ALL ON DATABASE {quote(name)} FROM PUBLIC")
                 program = client("pg_restore", max(major_of(connection.server_version), major_of(facts["server_version"])))
-                self._fill(program, image, name, _NOTHING_BESIDE)
+                self._fill(program, image, name, 1, _NOTHING_BESIDE)
                 yield
             finally:
                 self.drop(name)
@@ -353,8 +360,10 @@ class PostgresTarget:
             raise PostgresError("there is no such database", self.where, "Restore the whole set first")
         self._check_space(connection, facts)
 
-    def _fill(self, program: str, image: str, name: str, options: Sequence[str] = ()) -> None:
+    def _fill(self, program: str, image: str, name: str, jobs: int, options: Sequence[str] = ()) -> None:
         argv = [program, "--exit-on-error", "--no-password", *options, "--dbname", conninfo(name)]
+        # Several at once read the archive here and there, for which it has to have a name.
+        argv += [f"--jobs={jobs}", image] if jobs > 1 else []
         with open(image, "rb") as stream:
             # A role can be one that only reads unless told otherwise.
             env = {**self.admin.environment(name), "PGOPTIONS": "-c default_transaction_read_only=off"}
@@ -365,7 +374,7 @@ class PostgresTarget:
             end(process)
         if process.returncode != 0:
             raise PostgresError(
-                f"pg_restore failed: {last_words(err)}",
+                f"pg_restore failed: {_first_error(err)}",
                 self.where,
                 "Mend what it names (a missing extension or right, a full disk) and run again",
             )
@@ -489,6 +498,12 @@ def _statements(sql: str) -> List[str]:
 
 def _plain(name: str) -> str:
     return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _first_error(err: bytes) -> str:
+    """Return what pg_restore complained of first: of several at once, those that were ended by it complain, too."""
+    lines = err[max(err.find(b"pg_restore: error: "), 0) :].splitlines()
+    return last_words(b"\n".join(lines[:3]))
 
 
 def _try(url: Url, database: str) -> str:

@@ -16,7 +16,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.clock import Clock
 from ansible_collections.opskit.runbooks.plugins.module_utils._health.runner import health_check
-from ansible_collections.opskit.runbooks.plugins.modules.health_check import ARGUMENTS
+from ansible_collections.opskit.runbooks.plugins.module_utils._health.spec import ARGUMENTS
 
 Handler = Callable[[socket.socket, int], None]
 
