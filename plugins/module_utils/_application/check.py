@@ -279,6 +279,8 @@ class ApplicationCheck(Operation):
                 ids.append(name)
 
     def _scopes(self) -> Iterator[str]:
+        if not os.path.isabs(self._description["root"]):
+            return  # one mistake, said once: application_root
         for mistake in mistakes(self._description["scopes"], [database["name"] for database in self._description["databases"]]):
             yield f"application_scopes: {mistake}"
 
