@@ -364,12 +364,12 @@ def rehearsal(output: str) -> str:
 
 @part("tests/unit")
 def store() -> None:
-    """The store's unit tests in the size of `make soak`; in the usual one they are among the units. Ends with the fault matrix."""
+    """The unit tests of the store, and of what works on it, in the size of `make soak`; in the usual one they are among the units. Ends with the fault matrix."""
     table = LOG / "fault-matrix.txt"
     table.unlink(missing_ok=True)
-    folder = "tests/unit/plugins/module_utils/_backup"
+    folders = [f"tests/unit/plugins/module_utils/{room}" for room in ("_application", "_backup")]
     # They import the collection by its name, as ansible-test lets them.
-    pytest("pytest", folder, TOOLS, f"--override-ini=pythonpath={BUILD}", deadline=STORE_SECONDS, table=str(table))
+    pytest("pytest", folders[0], TOOLS, f"--override-ini=pythonpath={BUILD}", folders[1], deadline=STORE_SECONDS, table=str(table))
     if table.exists():
         print("    " + table.read_text().rstrip().replace("\n", "\n    "), flush=True)
     else:
