@@ -364,7 +364,7 @@ def rehearsal(output: str) -> str:
 
 @part("tests/unit")
 def store() -> None:
-    """The unit tests of the store, and of what works on it, in the size of `make soak`; in the usual one they are among the units. Ends with the fault matrix."""
+    """The tests of the store, and of what works on it, in the size of `make soak`; in the usual one they are among the units."""
     table = LOG / "fault-matrix.txt"
     table.unlink(missing_ok=True)
     folders = [f"tests/unit/plugins/module_utils/{room}" for room in ("_application", "_backup")]
