@@ -160,7 +160,8 @@ ReadWritePaths=/
                 "url": f"http://127.0.0.1:{SPY_PORT}/",
                 "timeout": 30,
                 "body_regex": '"reached": \\[\\], "word": "saved"',
-            }
+            },
+            {"id": "word", "type": "command", "argv": ["grep", "-qx", "saved", f"{SPY}/data/word"]},
         ],
         "application_start_timeout": 20,
         "backup_store": f"{SCRATCH}/spy-store",

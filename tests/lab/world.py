@@ -180,6 +180,8 @@ class Host:
         lab = os.environ["OPSKIT_LAB"]
         argv = ["ssh", "-F", f"{lab}/ssh_config", "-o", f"ControlPath={self._control}/%C", "-O", "exit", self.name]
         subprocess.run(argv, capture_output=True, check=False)  # none is open where nothing was asked
+        # The one that is told to exit says so before it has removed its socket.
+        wait_until(lambda: not os.listdir(self._control), "the connection is closed", 30)
         os.rmdir(self._control)
 
 

@@ -58,7 +58,7 @@ _DIRECTORIES = {"RuntimeDirectory": "/run", "StateDirectory": "/var/lib", "Cache
 _LOOK = """
 import json, os, signal, socket, sys
 
-what = json.loads(sys.argv[1])
+what = json.load(sys.stdin)
 
 
 def place(path):
@@ -298,9 +298,12 @@ class Room:
         live = {path: place for path in [*listening(), *(bind.target for bind in self.binds)] for place in [place_of(path)] if place}
         copies = {bind.target: place_of(bind.source) for bind in self.binds}
         what = {"addresses": [*_OUTSIDE, *addresses()], "paths": sorted({*live, *copies}), "stay": stay}
-        argv = [sys.executable, "-I", "-S", "-c", _LOOK, json.dumps(what)]
-        kind = "exec" if stay else "oneshot"
-        self.write({name: [f"Type={kind}", f"ExecStart={command_line(argv)}", f"StandardOutput=truncate:{answer}"]})
+        question = os.path.join(self.folder, name + ".in")
+        with open(question, "w", encoding="utf-8") as stream:
+            json.dump(what, stream)
+        argv = [sys.executable, "-I", "-S", "-c", _LOOK]
+        streams = [f"StandardInput=file:{question}", f"StandardOutput=truncate:{answer}"]
+        self.write({name: [f"Type={'exec' if stay else 'oneshot'}", f"ExecStart={command_line(argv)}", *streams]})
         self.start(name, LOOK_S)
         deadline = time.monotonic() + LOOK_S
         seen: Optional[Dict[str, Any]] = None

@@ -64,11 +64,12 @@ def start(name: str) -> int:
         if subprocess.call([*prefix, *argv_of(line, binds)], env=environment, stdout=log, stderr=log, cwd="/"):
             return finish(name, 1)
     argv = [*prefix, *argv_of(unit["ExecStart"][-1], binds)]
-    process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=log, cwd="/")
+    given = open(unit["StandardInput"][-1].partition(":")[2], "rb") if "StandardInput" in unit else subprocess.DEVNULL
+    process = subprocess.Popen(argv, env=environment, stdin=given, stdout=output, stderr=log, cwd="/")
     (TOP / f"{name}.pid").write_text(str(process.pid))
     if unit["Type"][-1] == "oneshot":
         return finish(name, process.wait())
-    time.sleep(0.3)
+    time.sleep(0.15)
     status = process.poll()
     return finish(name, status) if status else 0
 

@@ -144,8 +144,8 @@ def test_breaches(seen: Dict[str, Any], says: str) -> None:
 
 def look(*prefix: str, **what: Any) -> Dict[str, Any]:
     given = {"addresses": [], "paths": [], "stay": False, **what}
-    argv = [*prefix, sys.executable, "-I", "-S", "-c", isolation._LOOK, json.dumps(given)]
-    return dict(json.loads(subprocess.run(argv, stdout=subprocess.PIPE, check=True).stdout))
+    argv = [*prefix, sys.executable, "-I", "-S", "-c", isolation._LOOK]
+    return dict(json.loads(subprocess.run(argv, input=json.dumps(given).encode(), stdout=subprocess.PIPE, check=True).stdout))
 
 
 def test_the_look_sees_what_is_there(tmp_path: Path) -> None:
