@@ -225,7 +225,7 @@ def test_refusals_say_why_and_change_nothing(story: Story) -> None:
             change(one, "UPDATE providers SET name = 'another' WHERE name = 'provider-1';")
     described: dict[str, Variables] = {name: one.description(world.connections[one.host.name]) for name, one in world.applications.items()}
     wrong = {"rows": [{"table": "projects", "identity": ["slug"], "where": "slug = = 1"}]}
-    cases = {
+    cases: dict[str, tuple[Variables, str]] = {
         "shelf-debian12": ({"restore_scope": "provider_settings", "restore_policy": "replace"}, "something else by now"),
         "ledger-debian12": ({"restore_scope": "provider_settings", "restore_policy": "skip"}, "something else by now"),
         "shelf-debian13": ({"restore_scope": "wrong", "application_scopes": {"wrong": wrong}}, "is wrong"),
