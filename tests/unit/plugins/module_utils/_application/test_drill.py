@@ -219,6 +219,9 @@ def test_a_flipped_bit_of_an_object_is_named_and_the_set_counts_no_more(host: Ho
     assert host.left() == []
     with pytest.raises(OpskitError, match="there is no verified set"):
         host.drill()
+    (kept,) = host.app.prune()["kept"]
+    assert kept["reasons"] == ["the newest set is not verified, so nothing is deleted"]
+    assert [failure["object"] for failure in host.app.verify()["sets"][0]["failures"]] == [name]
 
 
 def test_a_flipped_bit_of_the_sets_own_files(host: Host) -> None:
