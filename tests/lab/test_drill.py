@@ -202,13 +202,15 @@ def test_a_spy_that_is_root_reaches_nothing(saved: World) -> None:
             assert left(host) == ""
         # With a hole in each of the walls, it is seen and refused before anything is started.
         holes = {"PrivateNetwork=no\\nPrivateIPC=no": "it has the network interfaces", "TemporaryFileSystem=": "it meets the live /run/"}
-        for host, (line, says) in zip(hosts, holes.items(), strict=False):
-            folder = "/etc/systemd/system/opskit-drill-.service.d"
+        folder = "/etc/systemd/system/opskit-drill-.service.d"
+        for host, line in zip(hosts, holes, strict=False):
             host.sh(f"mkdir -p {folder}; printf '[Service]\\n{line}\\n' >{folder}/hole.conf")
-            try:
-                run = world.play("backup_drill", [f"spy-{host.name}"], more=more, fails=True)
-            finally:
-                host.sh(f"rm -r {folder}; systemctl daemon-reload")
+        try:
+            run = world.play("backup_drill", list(more), more=more, fails=True)
+        finally:
+            for host in hosts:
+                host.sh(f"rm -rf {folder}; systemctl daemon-reload")
+        for host, says in zip(hosts, holes.values(), strict=False):
             assert says in run.stats["opskit_backup_drill"][f"spy-{host.name}"]["message"]
             assert left(host) == ""
     finally:
@@ -282,16 +284,7 @@ def test_one_flipped_byte_of_a_set_fails_the_drill_and_the_set_counts_no_more(sa
     # Reading the content alone says the same.
     run = world.play("backup_verify", list(more), more=more, fails=True)
     assert all(not run.stats["opskit_backup_verify"][flip.name]["ok"] for flip in flips)
-    for flip in flips:
-        info = flip.one.host.sh(f"ls {flip.store}/proofs/{flip.one.look()['sets'][-1]} | wc -l")
-        assert int(info) >= 2
-        assert left(flip.one.host) == ""
-    # Those that have no other set have none that counts.
-    run = world.play("backup_prune", list(more), more=more)
-    for flip in flips:
-        kept = run.one("Retention | Apply the policy", flip.name)["kept"]
-        reasons = {item["id"]: item["reasons"] for item in kept}
-        assert reasons[flip.one.look()["sets"][-1]] == ["the newest set is not verified, so nothing is deleted"]
+    assert [left(host) for host in world.hosts.values()] == [""] * len(world.hosts)
 
 
 @dataclass(frozen=True)
@@ -358,11 +351,6 @@ def test_another_host_drills_what_is_older_and_refuses_what_does_not_fit(saved: 
             {**first, "application_service_manager": "command", "application_units": []},
         ),
         "space": ("are free", {**first, "backup_drill_dir": f"{SMALL}/drill"}),
-        "set": ("there is no set 20200101T000000Z-0000", {**first, "backup_drill_set": "20200101T000000Z-0000"}),
-        "inside": ("lie in each other", {**first, "backup_drill_dir": f"{older.root}/data/drill"}),
-        "foreign": ("this is no folder of a drill", {**first, "backup_drill_dir": "/etc"}),
-        "unit": ("this host does not have the unit", {**first, "application_units": ["opskit-lab-none.service"]}),
-        "probe": ("nothing says when the application works", {**first, "application_live_url": "", "application_ready_url": ""}),
         "never": ("did not become ready on the copy within 3 s", {**first, **never}),
         "crash": (
             "it does not run",

@@ -219,6 +219,9 @@ def test_a_flipped_bit_of_an_object_is_named_and_the_set_counts_no_more(host: Ho
     assert host.left() == []
     with pytest.raises(OpskitError, match="there is no verified set"):
         host.drill()
+    (kept,) = host.app.prune()["kept"]
+    assert kept["reasons"] == ["the newest set is not verified, so nothing is deleted"]
+    assert [failure["object"] for failure in host.app.verify()["sets"][0]["failures"]] == [name]
 
 
 def test_a_flipped_bit_of_the_sets_own_files(host: Host) -> None:
@@ -249,6 +252,8 @@ def test_what_only_a_drill_sees_only_a_drill_takes_back(host: Host, monkeypatch:
     ("lines", "says"),
     [
         (["ExecStart=/bin/sh -c 'echo no such config >&2; exit 3'"], "it does not run: .*exit code 3: no such config"),
+        # As systemd ends it where it can't make namespaces.
+        (["ExecStart=/bin/sh -c 'exit 226'"], "this host gives no mount and network namespaces of their own"),
         (["ExecStart=/bin/sleep 60"], "did not become ready on the copy within 1 s"),
         (["ExecStart=/bin/sh -c 'sleep 1; echo it ends >&2; exit 1'"], "it does not run"),
     ],
