@@ -56,6 +56,9 @@ class SqliteRows:
         self.database.require()
         try:
             with closing(open_database(image, query, self.database.deadline_s)) as connection:
+                # BEGIN IMMEDIATE begins to write here, too. With a journal on disk a commit would need a super-journal beside the image, and
+                # the live journal without that file counts as committed (https://www.sqlite.org/atomiccommit.html, section 5).
+                connection.execute("PRAGMA main.journal_mode = MEMORY")
                 yield SqliteMerge(connection, self.database)
         except sqlite3.Error as error:
             raise self._explained(error) from None

@@ -16,6 +16,9 @@ from typing import Any, Dict, Iterator, List, Set
 import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.rows import RowMerge, RowSet
+from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.database import SqliteDatabase
+from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.rows import SqliteRows
 from ansible_collections.opskit.runbooks.tests.shared import postgres
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import (
     SOAK,
@@ -517,6 +520,21 @@ def test_postgresql_without_a_superuser(tmp_path: Path, server: postgres.Server)
     finally:
         app.remove()
         server.run("DROP ROLE IF EXISTS helper")
+
+
+def test_a_commit_makes_no_file_beside_the_image(tmp_path: Path) -> None:
+    """A super-journal there would be swept after a kill, and then the half of a transaction that was written would stay."""
+    app = Partial(str(tmp_path)).build()
+    app.sql("PRAGMA journal_mode=delete")
+    # A name that leaves no room for what SQLite adds for a super-journal.
+    image = tmp_path / ("i" * 245)
+    shutil.copy(app.at("data/app.db"), image)
+    app.sql("DELETE FROM providers")
+    with SqliteRows(SqliteDatabase("app", app.at("data/app.db"), 1)).beside(str(image), {}) as merge:
+        merge.plan([RowSet("providers", (), ("name",), "")], None, "fail")
+        with merge.written("fail"):
+            pass
+    assert len(app.rows()["providers"]) == 2
 
 
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
