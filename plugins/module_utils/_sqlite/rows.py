@@ -106,7 +106,9 @@ class SqliteMerge(RowMerge):
             raise SqliteError(
                 f"the table {name} has other columns in the set than live", self.where, "Restore rows of a set with the same schema alone"
             )
-        proper = self._query_text(f"SELECT name FROM {LIVE}.sqlite_master WHERE type = 'table' AND lower(name) = lower({GIVEN})", [name])[0]
+        proper = self._proper(name)
+        if not proper:
+            raise SqliteError(f"{name} is not a table", self.where, "Correct the scope")
         own = [column for column, _type, _position, hidden in found[LIVE] if hidden == 0]
         primary = sorted((position, column) for column, _type, position, _hidden in found[LIVE] if position)
         key = tuple(column for _position, column in primary)
@@ -140,13 +142,13 @@ class SqliteMerge(RowMerge):
             else:
                 others = tuple(as_text(row[4]) for row in rows)
             # All of them can wait for the end of the transaction (https://www.sqlite.org/pragma.html#pragma_defer_foreign_keys).
-            found.append(Foreign(columns, self._proper(parent), others, True))
+            found.append(Foreign(columns, self._proper(parent) or parent, others, True))
         return tuple(found)
 
     def _proper(self, name: str) -> str:
-        """Return a table's name as its definition has it; a foreign key may write it in other case."""
+        """Return a live table's name as its definition has it, which others may write in other case; empty where it is no table."""
         found = self._query_text(f"SELECT name FROM {LIVE}.sqlite_master WHERE type = 'table' AND lower(name) = lower({GIVEN})", [name])
-        return found[0] if found else name
+        return found[0] if found else ""
 
     def stage(self, number: int, table: Table, where: str, value: Optional[str]) -> str:
         place = f"temp.opskit_rows_{number}"

@@ -537,6 +537,15 @@ def test_a_commit_makes_no_file_beside_the_image(tmp_path: Path) -> None:
     assert len(app.rows()["providers"]) == 2
 
 
+def test_what_is_no_table_of_sqlite_is_refused(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE VIEW seen AS SELECT * FROM projects")
+    app.backup()
+    for name in ("seen", "sqlite_master", "json_each"):
+        app.params["scopes"]["it"] = {"rows": [{"table": name, "identity": ["slug"]}]}
+        refused(app, "is not a table", scope="it")
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
