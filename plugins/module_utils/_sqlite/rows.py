@@ -181,7 +181,8 @@ class SqliteMerge(RowMerge):
     @contextmanager
     def writing(self, table: Table, fire_triggers: bool) -> Iterator[None]:
         # Only the newest Python can switch triggers off. Their definitions are in the transaction like everything else.
-        query = f"SELECT name, sql FROM {LIVE}.sqlite_master WHERE type = 'trigger' AND tbl_name = {GIVEN} ORDER BY rowid"
+        # The table's name stands there as the trigger's definition wrote it.
+        query = f"SELECT name, sql FROM {LIVE}.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = lower({GIVEN}) ORDER BY rowid"
         triggers = [] if fire_triggers else [(as_text(name), as_text(sql)) for name, sql in self.query(query, [table.name])]
         for name, _sql in triggers:
             self.query(f"DROP TRIGGER {LIVE}.{quote(name)}")

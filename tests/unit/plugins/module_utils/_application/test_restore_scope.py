@@ -546,6 +546,15 @@ def test_what_is_no_table_of_sqlite_is_refused(tmp_path: Path) -> None:
         refused(app, "is not a table", scope="it")
 
 
+def test_a_trigger_rests_however_it_writes_its_table(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TRIGGER note AFTER INSERT ON Providers BEGIN INSERT INTO audit VALUES ('INSERT'); END")
+    app.backup()
+    app.sql("DELETE FROM providers")
+    honest(app, scope="providers")
+    assert app.rows()["audit"] == []
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
