@@ -406,11 +406,13 @@ class RowMerge:
             action = f"DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in others)}"
         conflict = f" ON CONFLICT ({', '.join(map(quote, one.key))}) {action}" if policy != FAIL else ""
         return (
-            f"INSERT INTO {self.live(one.table.name)} ({names}) {self.overriding}SELECT {values} FROM {one.place} AS s "
+            f"{self.insert} {self.live(one.table.name)} ({names}) {self.overriding}SELECT {values} FROM {one.place} AS s "
             f"LEFT JOIN {self.live(one.table.name)} AS l ON {_equal('l', one.key, 's', one.key)} "
             f"WHERE {self._written(one, policy)}{conflict}"
         )
 
+    insert = "INSERT INTO"
+    """How a statement begins that puts rows in and removes none for them."""
     overriding = ""
     """What an engine needs between columns and values so that identity columns take them."""
 

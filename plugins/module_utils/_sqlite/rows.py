@@ -75,6 +75,9 @@ class SqliteRows:
 class SqliteMerge(RowMerge):
     """A session with both databases."""
 
+    # Else a table that is defined with ON CONFLICT REPLACE would lose a live row.
+    insert = "INSERT OR ABORT INTO"
+
     def __init__(self, connection: sqlite3.Connection, database: SqliteDatabase) -> None:
         super().__init__(database.path)
         self.database = database

@@ -555,6 +555,19 @@ def test_a_trigger_rests_however_it_writes_its_table(tmp_path: Path) -> None:
     assert app.rows()["audit"] == []
 
 
+def test_a_constraint_that_replaces_does_not_remove_live_rows(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TABLE tags (id INTEGER PRIMARY KEY, name TEXT, UNIQUE (name COLLATE NOCASE) ON CONFLICT REPLACE)")
+    app.sql("INSERT INTO tags VALUES (1, 'Ann')")
+    app.backup()
+    app.sql("DELETE FROM tags; INSERT INTO tags VALUES (5, 'ann')")
+    app.params["scopes"]["it"] = {"rows": [{"table": "tags", "identity": ["name"]}]}
+    for policy in ("fail", "skip", "replace"):
+        with pytest.raises(OpskitError, match="UNIQUE"):
+            app.restore_scope("it", policy=policy)
+        assert app.ask("SELECT * FROM tags") == [["5", "ann"]]
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
