@@ -141,7 +141,7 @@ class RowMerge:
 
     # what an engine knows -------------------------------------------------------------------------
 
-    def query(self, statement: str, values: Sequence[Any] = ()) -> List[Tuple[Any, ...]]:
+    def query(self, statement: str, values: Sequence[str] = ()) -> List[Tuple[Any, ...]]:
         """Return the rows that a statement gives in the session. :data:`GIVEN` stands for each of the values."""
         raise NotImplementedError
 

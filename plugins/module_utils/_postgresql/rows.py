@@ -127,7 +127,7 @@ class PostgresMerge(RowMerge):
         self._tables: Dict[str, Tuple[int, str]] = {}
         """Number and owner of each live table, by its name."""
 
-    def query(self, statement: str, values: Sequence[Any] = ()) -> List[Tuple[Any, ...]]:
+    def query(self, statement: str, values: Sequence[str] = ()) -> List[Tuple[Any, ...]]:
         return ask(self.session, beside_values(statement).replace(GIVEN, "%s") if values else statement, values)
 
     def live(self, table: str) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing, contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -86,14 +87,17 @@ class SqliteMerge(RowMerge):
         connection.execute(f"ATTACH ? AS {LIVE}", [uri_of(database.path, "mode=rw")])
         connection.execute("PRAGMA foreign_keys = ON")
 
-    def query(self, statement: str, values: Sequence[Any] = ()) -> List[Tuple[Any, ...]]:
-        return self.connection.execute(statement.replace(GIVEN, "?"), list(values)).fetchall()
+    def query(self, statement: str, values: Sequence[str] = ()) -> List[Tuple[Any, ...]]:
+        # A text that is not UTF-8 goes as bytes.
+        given = [value.encode("utf-8", "surrogateescape") if re.search("[\udc80-\udcff]", value) else value for value in values]
+        return self.connection.execute(statement.replace(GIVEN, "CAST(? AS TEXT)"), given).fetchall()
 
     def live(self, table: str) -> str:
         return f"{LIVE}.{quote(table)}"
 
     def text(self, column: str) -> str:
-        return f"quote({column})"
+        # quote() ends a text at its first NUL.
+        return f"(quote({column}) || CASE WHEN typeof({column}) = 'text' AND instr({column}, char(0)) THEN hex({column}) ELSE '' END)"
 
     def shown(self, text: str) -> str:
         return text[1:-1].replace("''", "'") if text.startswith("'") else text

@@ -568,6 +568,16 @@ def test_a_constraint_that_replaces_does_not_remove_live_rows(tmp_path: Path) ->
         assert app.ask("SELECT * FROM tags") == [["5", "ann"]]
 
 
+def test_texts_of_sqlite_of_whatever_bytes(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TABLE odd (k TEXT PRIMARY KEY, v TEXT); INSERT INTO odd VALUES (CAST(x'ff41' AS TEXT), 'x'), ('n', 'a' || char(0) || 'b')")
+    app.backup()
+    app.sql("DELETE FROM odd WHERE v = 'x'; UPDATE odd SET v = 'a' || char(0) || 'c'")
+    app.params["scopes"]["it"] = {"rows": [{"table": "odd", "identity": ["k"]}]}
+    honest(app, scope="it", policy="replace")
+    assert app.ask("SELECT hex(k), hex(v) FROM odd ORDER BY 1") == [["6E", "610062"], ["FF41", "78"]]
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
