@@ -44,12 +44,16 @@ class SqliteRows:
     def beside(self, image: str, facts: Dict[str, Any]) -> Iterator[RowMerge]:
         """Open an image, which is ours alone, with the live database beside it. Raises :class:`OpskitError`."""
         with self._opened(image, "mode=rw") as merge:
+            # BEGIN IMMEDIATE begins to write here, too. With a journal on disk a commit would need a super-journal beside the image, and
+            # the live journal without that file counts as committed (https://www.sqlite.org/atomiccommit.html, section 5).
+            merge.query("PRAGMA main.journal_mode = MEMORY")
             yield merge
 
     @contextmanager
     def alone(self) -> Iterator[RowMerge]:
         """Open the live database alone. Raises :class:`OpskitError`."""
-        with self._opened("/", "mode=memory") as merge:
+        # As the main one, too: what is attached has to be of the encoding of that.
+        with self._opened(self.database.path, "mode=rw") as merge:
             yield merge
 
     @contextmanager
@@ -57,9 +61,6 @@ class SqliteRows:
         self.database.require()
         try:
             with closing(open_database(image, query, self.database.deadline_s)) as connection:
-                # BEGIN IMMEDIATE begins to write here, too. With a journal on disk a commit would need a super-journal beside the image, and
-                # the live journal without that file counts as committed (https://www.sqlite.org/atomiccommit.html, section 5).
-                connection.execute("PRAGMA main.journal_mode = MEMORY")
                 yield SqliteMerge(connection, self.database)
         except sqlite3.Error as error:
             raise self._explained(error) from None

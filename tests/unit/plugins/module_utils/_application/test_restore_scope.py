@@ -578,6 +578,16 @@ def test_texts_of_sqlite_of_whatever_bytes(tmp_path: Path) -> None:
     assert app.ask("SELECT hex(k), hex(v) FROM odd ORDER BY 1") == [["6E", "610062"], ["FF41", "78"]]
 
 
+def test_a_database_in_utf_16(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    os.unlink(app.at("data/app.db"))
+    app.sql("PRAGMA encoding = 'UTF-16le'; CREATE TABLE none (id)")
+    app.make_database()
+    app.backup()
+    app.sql("DELETE FROM providers")
+    honest(app, scope="providers")
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
