@@ -67,9 +67,10 @@ class SqliteRows:
 
     def _explained(self, error: sqlite3.Error) -> SqliteError:
         text = str(error)
-        if "locked" in text or "busy" in text:
+        # Whole words of SQLite's (sqlite3ErrStr()): a column can be called like a part of them.
+        if text.startswith("database") and text.endswith(("is locked", "is locked: " + LIVE)):
             return self.database.locked(text)
-        if "full" in text:
+        if text == "database or disk is full":
             return SqliteError(f"no space left beside it ({text})", self.database.path, "Make room and run again; nothing was written")
         return SqliteError(f"SQLite refuses: {text}", self.database.path, "Mend what it names and run again; nothing was written")
 

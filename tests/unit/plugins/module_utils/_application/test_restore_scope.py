@@ -588,6 +588,23 @@ def test_a_database_in_utf_16(tmp_path: Path) -> None:
     honest(app, scope="providers")
 
 
+def test_a_column_that_is_called_like_an_error(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TABLE jobs (id INTEGER PRIMARY KEY, locked_full TEXT); CREATE UNIQUE INDEX one ON jobs (locked_full) WHERE id > 0")
+    app.sql("INSERT INTO jobs VALUES (1, 'v')")
+    app.backup()
+    app.sql("UPDATE jobs SET id = 2")
+    app.params["scopes"]["it"] = {"rows": [{"table": "jobs", "identity": ["locked_full"]}]}
+    with pytest.raises(OpskitError, match="SQLite refuses: UNIQUE"):
+        app.restore_scope("it")
+    app.params["database_timeout"] = 0
+    with closing(sqlite3.connect(app.at("data/app.db"), isolation_level=None)) as other:
+        other.execute("DELETE FROM jobs")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OpskitError, match="locked by another process"):
+            app.restore_scope("it")
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
