@@ -49,6 +49,8 @@ class Scope(NamedTuple):
             raise OpskitError(f"the scope {self.name} takes no value, but {value!r} was given", todo="Leave the value out")
         if self.value == "required" and not value:
             raise OpskitError(f"the scope {self.name} needs a value: which one", todo=f"Name it. {self.description}".rstrip(". "))
+        if self.rows and not _is_text(value):
+            raise OpskitError(f"{value!r} can't be a value in the database of the scope {self.name}", todo="Correct the value")
         if any(PLACE in path for path in self.paths) and ("/" in value or "\0" in value or value in ("", ".", "..")):
             raise OpskitError(f"{value!r} can't be the name of a file or folder of the scope {self.name}", todo="Correct the value")
 
@@ -147,6 +149,9 @@ def _row_mistakes(row: Any, kind: str) -> Iterator[str]:
             yield f"{option} of {row['table']} is not a list of columns"
     if not row.get("identity"):
         yield f"the rows of {row['table']} name no identity: the columns that say what a row is of, beside its key"
+    for option in ("table", "where"):
+        if not _is_text(row.get(option) or ""):
+            yield f"{option} is {row[option]!r}, which is no text in UTF-8"
     if uses_value(row.get("where") or "") and kind == "none":
         yield f"the condition on {row['table']} depends on a value, but the scope takes none"
 
@@ -157,6 +162,11 @@ def _shape(value: Dict[str, Any], known: Dict[str, type]) -> Iterator[str]:
             yield f"the option {option!r} is not known; known are {', '.join(known)}"
         elif given is not None and not isinstance(given, known[option]):
             yield f"{option} is {given!r}, which is not a {_KINDS[known[option]]}"
+
+
+def _is_text(value: str) -> bool:
+    """True for what a database takes as a text."""
+    return "\0" not in value and not re.search("[\ud800-\udfff]", value)
 
 
 _KINDS = {str: "text", list: "list", bool: "boolean"}

@@ -605,6 +605,16 @@ def test_a_column_that_is_called_like_an_error(tmp_path: Path) -> None:
             app.restore_scope("it")
 
 
+def test_what_no_database_takes_is_refused(app: Partial) -> None:
+    app.backup()
+    for wrong in ("a\0", "\udcff"):
+        refused(app, "can't be a value", scope="preferences", value=wrong)
+        for described in ({"table": wrong}, {"table": "users", "where": f"name = '{wrong}'"}):
+            app.params["scopes"]["it"] = {"rows": [{"identity": ["name"], **described}]}
+            refused(app, "no text in UTF-8", scope="it")
+        del app.params["scopes"]["it"]
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
