@@ -256,12 +256,14 @@ class RowMerge:
         change = TableChange(one.table.name, [], [], [], 0)
         same = 0
         others: List[str] = []
+        telling: Set[str] = set()
         missing: List[str] = []
         for key, differing in self._compare(one):
             if differing is None:
                 (change.inserted if one.rows.restore else missing).append(key)
-            elif set(differing) & set(one.rows.identity):
+            elif set(differing) & {*one.key, *one.rows.identity}:
                 others.append(key)
+                telling.update(set(differing) & {*one.key, *one.rows.identity})
             elif not differing:
                 same += 1
             elif policy == REPLACE and one.rows.restore:
@@ -270,7 +272,7 @@ class RowMerge:
                 change.kept.append((key, differing))
         if others:
             raise self._wrong(
-                f"{len(others)} rows of {one.table.name} are something else by now, because {' and '.join(one.rows.identity)} differs "
+                f"{len(others)} rows of {one.table.name} are something else by now, because {' and '.join(sorted(telling))} differs "
                 f"under the same key: {_some(others)}",
                 "Restore another set, or give the live rows other keys; no policy writes one thing over another",
             )
@@ -398,7 +400,8 @@ class RowMerge:
     def _insert(self, one: _Staged, policy: str) -> str:
         names = ", ".join(quote(column) for column in one.table.columns)
         values = ", ".join("s." + quote(column) for column in one.table.columns)
-        others = [quote(column) for column in one.table.columns if column not in one.key]
+        # Not the identity: what has become another thing since the plan is found as that afterwards.
+        others = [quote(column) for column in one.table.columns if column not in (*one.key, *one.rows.identity)]
         action = ""
         if policy == SKIP or not others:
             action = "DO NOTHING"
@@ -419,7 +422,7 @@ class RowMerge:
     def _refuse_difference(self, one: _Staged, policy: str) -> None:
         """See in the transaction that the live rows are those that were meant, whatever others have done since the plan."""
         allowed = (
-            set(one.table.columns) - set(one.rows.identity) if policy == SKIP or not one.rows.restore or one.rows.fire_triggers else set()
+            set(one.table.columns) - {*one.key, *one.rows.identity} if policy == SKIP or not one.rows.restore or one.rows.fire_triggers else set()
         )
         wrong = [key for key, differing in self._compare(one) if differing is None or not set(differing) <= allowed]
         if wrong:

@@ -615,6 +615,31 @@ def test_what_no_database_takes_is_refused(app: Partial) -> None:
         del app.params["scopes"]["it"]
 
 
+def test_a_row_that_becomes_something_else_after_the_plan_is_not_written_over(app: Partial, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.params["scopes"]["it"] = {"rows": [{"table": "providers", "identity": ["name"]}]}
+    app.backup()
+    app.sql("UPDATE providers SET api_key = 'new' WHERE id = 1")
+    written = RowMerge.written
+
+    def late(merge: RowMerge, policy: str) -> Any:
+        app.sql("UPDATE providers SET name = 'mine', api_key = 'mine' WHERE id = 1")
+        return written(merge, policy)
+
+    monkeypatch.setattr(RowMerge, "written", late)
+    with pytest.raises(OpskitError, match="changed by somebody else meanwhile: id=1"):
+        app.restore_scope("it", policy="replace")
+    assert app.ask("SELECT name, api_key FROM providers WHERE id = 1") == [["mine", "mine"]]
+
+
+def test_a_key_in_other_case_is_another_thing(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TABLE tags (name TEXT COLLATE NOCASE PRIMARY KEY, kind TEXT, v TEXT); INSERT INTO tags VALUES ('Ann', 'k', 'v')")
+    app.backup()
+    app.sql("UPDATE tags SET name = 'ANN'")
+    app.params["scopes"]["it"] = {"rows": [{"table": "tags", "identity": ["kind"]}]}
+    refused(app, "something else by now, because name differs", scope="it", policy="replace")
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
