@@ -433,7 +433,13 @@ class RowMerge:
 
     def _mark(self, one: _Staged, key: List[str]) -> Mark:
         columns = list(one.table.columns)
-        return Mark(one.table.name, list(one.key), key, columns, present_digest(self._digest(one.table.name, one.key, key, columns)))
+        digest = self._digest(one.table.name, one.key, key, columns)
+        if digest is None:
+            raise self._wrong(
+                f"the row {self._key_text(one.key, key)} of {one.table.name} was not written, or under another key",
+                "Look for a trigger or rule that does that; nothing was written",
+            )
+        return Mark(one.table.name, list(one.key), key, columns, digest)
 
     def _digest(self, table: str, key_columns: Sequence[str], key: Sequence[str], columns: Sequence[str]) -> Optional[str]:
         """Return the hash of a live row's texts, None where there is no such row."""
@@ -463,13 +469,6 @@ def quote(name: str) -> str:
 def as_text(value: Any) -> str:
     """Return a text that an engine gave, whatever bytes it is made of."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-
-
-def present_digest(digest: Optional[str]) -> str:
-    """Return the hash of a row that the transaction has just written."""
-    if digest is None:
-        raise RuntimeError("a row that was written is not there")
-    return digest
 
 
 def predicate(where: str, placeholder: str, percent: str) -> str:

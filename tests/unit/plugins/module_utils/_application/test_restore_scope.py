@@ -640,6 +640,20 @@ def test_a_key_in_other_case_is_another_thing(tmp_path: Path) -> None:
     refused(app, "something else by now, because name differs", scope="it", policy="replace")
 
 
+def test_a_trigger_that_keeps_a_row_from_being_written_is_told(app: Partial) -> None:
+    if app.engine == "sqlite":
+        app.sql("CREATE TRIGGER no BEFORE INSERT ON providers BEGIN SELECT RAISE(IGNORE); END")
+    else:
+        app.sql("SET ROLE app; CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$")
+        app.sql("SET ROLE app; CREATE TRIGGER no BEFORE INSERT ON providers FOR EACH ROW EXECUTE FUNCTION no()")
+    app.backup()
+    app.sql("DELETE FROM providers")
+    app.params["scopes"]["providers"]["rows"][0]["fire_triggers"] = True
+    with pytest.raises(OpskitError, match="id=1 of .* was not written"):
+        app.restore_scope("providers")
+    assert app.rows()["providers"] == []
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
