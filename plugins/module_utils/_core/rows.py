@@ -328,7 +328,8 @@ class RowMerge:
         """Refuse a row that a live row of another key leaves no room for in a unique index."""
         live = self.live(one.table.name)
         for unique in one.table.uniques:
-            if set(unique) == set(one.key):
+            # What is computed is not staged. The engine itself refuses what collides there.
+            if set(unique) == set(one.key) or not set(unique) <= set(one.table.columns):
                 continue
             keys = [self.text(f"{place}.{quote(column)}") for place in ("s", "o") for column in one.key]
             found = self.query(
@@ -348,6 +349,11 @@ class RowMerge:
     def _refuse_orphans(self, one: _Staged, foreign: Foreign, policy: str) -> None:
         """Refuse a row whose parent is neither live nor among the staged rows."""
         parent = next((other for other in self._staged if other.table.name == foreign.parent and other.rows.restore), None)
+        if not set(foreign.columns) <= set(one.table.columns) or (
+            parent is not None and not set(foreign.parent_columns) <= set(parent.table.columns)
+        ):
+            # What is computed is not staged. The engine itself refuses what has no parent.
+            return
         given = " AND ".join(f"s.{quote(column)} IS NOT NULL" for column in foreign.columns)
         match = _equal("p", foreign.parent_columns, "s", foreign.columns)
         absent = [f"NOT EXISTS (SELECT 1 FROM {self.live(foreign.parent)} AS p WHERE {match})"]

@@ -654,6 +654,20 @@ def test_a_trigger_that_keeps_a_row_from_being_written_is_told(app: Partial) -> 
     assert app.rows()["providers"] == []
 
 
+def test_what_is_computed_may_be_unique_and_refer(app: Partial) -> None:
+    app.sql("CREATE TABLE kinds (id integer PRIMARY KEY); INSERT INTO kinds VALUES (2)")
+    app.sql(
+        "CREATE TABLE made (id integer PRIMARY KEY, name varchar(9), low varchar(9) GENERATED ALWAYS AS (lower(name)) STORED UNIQUE, "
+        "kind integer GENERATED ALWAYS AS (id + 1) STORED REFERENCES kinds(id))"
+    )
+    app.sql("INSERT INTO made (id, name) VALUES (1, 'A')")
+    app.backup()
+    app.sql("DELETE FROM made")
+    app.params["scopes"]["it"] = {"rows": [{"table": "made", "identity": ["name"]}]}
+    honest(app, scope="it")
+    assert app.ask("SELECT * FROM made") == [["1", "A", "a", "2"]]
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
