@@ -77,6 +77,8 @@ class Table(NamedTuple):
     uniques: Tuple[Tuple[str, ...], ...]
     """Columns of each unique index that is of whole columns and rows, the primary key among them."""
     foreign: Tuple[Foreign, ...]
+    bound: Tuple[str, ...]
+    """Columns that are never updated: foreign keys lead to them, and other rows might follow; or the engine alone gives their values."""
 
 
 class TableChange(NamedTuple):
@@ -256,6 +258,7 @@ class RowMerge:
         change = TableChange(one.table.name, [], [], [], 0)
         same = 0
         others: List[str] = []
+        bound: List[str] = []
         telling: Set[str] = set()
         missing: List[str] = []
         for key, differing in self._compare(one):
@@ -267,6 +270,9 @@ class RowMerge:
             elif not differing:
                 same += 1
             elif policy == REPLACE and one.rows.restore:
+                if set(differing) & set(one.table.bound):
+                    bound.append(key)
+                    telling.update(set(differing) & set(one.table.bound))
                 change.updated.append((key, differing))
             else:
                 change.kept.append((key, differing))
@@ -275,6 +281,12 @@ class RowMerge:
                 f"{len(others)} rows of {one.table.name} are something else by now, because {' and '.join(sorted(telling))} differs "
                 f"under the same key: {_some(others)}",
                 "Restore another set, or give the live rows other keys; no policy writes one thing over another",
+            )
+        if bound:
+            raise self._wrong(
+                f"{len(bound)} rows of {one.table.name} would get another {' and '.join(sorted(telling))}, which foreign keys lead to or the "
+                f"database alone gives: {_some(bound)}",
+                "Choose the policy skip (the live rows stay), or restore the whole set",
             )
         if missing:
             raise self._wrong(
@@ -407,7 +419,7 @@ class RowMerge:
         names = ", ".join(quote(column) for column in one.table.columns)
         values = ", ".join("s." + quote(column) for column in one.table.columns)
         # Not the identity: what has become another thing since the plan is found as that afterwards.
-        others = [quote(column) for column in one.table.columns if column not in (*one.key, *one.rows.identity)]
+        others = [quote(column) for column in one.table.columns if column not in (*one.key, *one.rows.identity, *one.table.bound)]
         action = ""
         if policy == SKIP or not others:
             action = "DO NOTHING"

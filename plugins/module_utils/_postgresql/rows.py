@@ -45,6 +45,13 @@ _FOREIGN = """
     WHERE f.conrelid = %s AND f.contype = 'f' ORDER BY f.conname
 """
 
+# Columns that foreign keys lead to, and those whose numbers a statement can give to new rows alone (UPDATE, SET).
+_BOUND = """
+    SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = %s AND (a.attidentity = 'a' OR EXISTS (
+        SELECT FROM pg_catalog.pg_constraint f WHERE f.confrelid = a.attrelid AND f.contype = 'f' AND a.attnum = ANY (f.confkey)))
+    ORDER BY a.attnum
+"""
+
 _TABLE = """
     SELECT c.oid, n.nspname, c.relname, c.relkind, pg_catalog.pg_get_userbyid(c.relowner)
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
@@ -161,6 +168,7 @@ class PostgresMerge(RowMerge):
             next((tuple(unique) for primary, unique in uniques if primary), ()),
             tuple(dict.fromkeys(tuple(unique) for _primary, unique in uniques)),
             foreign,
+            tuple(column for (column,) in ask(self.session, _BOUND, [live_oid])),
         )
 
     def _look_up(self, connection: Any, name: str, whose: str) -> Tuple[int, str, str]:

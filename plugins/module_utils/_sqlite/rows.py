@@ -127,7 +127,7 @@ class SqliteMerge(RowMerge):
                 columns = [row[2] for row in self.query(f"PRAGMA {LIVE}.index_info({quote(as_text(index[1]))})")]
                 if None not in columns:
                     uniques.append(tuple(map(as_text, columns)))
-        return Table(proper, tuple(own), key, tuple(dict.fromkeys(uniques)), self._foreign(proper))
+        return Table(proper, tuple(own), key, tuple(dict.fromkeys(uniques)), self._foreign(proper), self._bound(proper))
 
     def _columns(self, place: str, name: str) -> List[Tuple[str, str, int, int]]:
         rows = self.query(f"PRAGMA {place}.table_xinfo({quote(name)})")
@@ -153,6 +153,15 @@ class SqliteMerge(RowMerge):
             # All of them can wait for the end of the transaction (https://www.sqlite.org/pragma.html#pragma_defer_foreign_keys).
             found.append(Foreign(columns, self._proper(parent) or parent, others, True))
         return tuple(found)
+
+    def _bound(self, name: str) -> Tuple[str, ...]:
+        """Return the columns that foreign keys lead to, but for the primary key."""
+        query = (
+            f"SELECT DISTINCT c.name FROM {LIVE}.sqlite_master AS t JOIN pragma_foreign_key_list(t.name, '{LIVE}') AS f "
+            f"JOIN pragma_table_xinfo({GIVEN}, '{LIVE}') AS c ON lower(c.name) = lower(f.\"to\") "
+            f"WHERE t.type = 'table' AND lower(f.\"table\") = lower({GIVEN}) ORDER BY 1"
+        )
+        return tuple(self._query_text(query, [name, name]))
 
     def _proper(self, name: str) -> str:
         """Return a live table's name as its definition has it, which others may write in other case; empty where it is no table."""

@@ -668,6 +668,24 @@ def test_what_is_computed_may_be_unique_and_refer(app: Partial) -> None:
     assert app.ask("SELECT * FROM made") == [["1", "A", "a", "2"]]
 
 
+def test_what_other_rows_follow_is_never_updated(app: Partial) -> None:
+    app.sql("CREATE TABLE kinds (id integer PRIMARY KEY, name varchar(9), code varchar(9) UNIQUE)")
+    app.sql("CREATE TABLE things (id integer PRIMARY KEY, code varchar(9) REFERENCES kinds(code) ON UPDATE CASCADE)")
+    app.sql("INSERT INTO kinds VALUES (1, 'n', 'x'); INSERT INTO things VALUES (1, 'x')")
+    app.params["scopes"]["it"] = {"rows": [{"table": "kinds", "identity": ["name"]}]}
+    app.params["scopes"]["named"] = {"rows": [{"table": "users", "key": ["name"], "identity": ["name"]}]}
+    app.params["scopes"]["providers"]["rows"][0]["key"] = ["name"]
+    app.backup()
+    app.sql("UPDATE kinds SET code = 'y'; UPDATE providers SET api_key = 'new'")
+    refused(app, "would get another code", "id=1", scope="it", policy="replace")
+    assert app.ask("SELECT code FROM things") == [["y"]]
+    # By another key than the number, which only the database gives.
+    honest(app, scope="providers", policy="replace")
+    app.sql("DELETE FROM usage WHERE project_id = 2; DELETE FROM projects WHERE user_id = 2; DELETE FROM preferences WHERE user_id = 2; DELETE FROM users WHERE id = 2")
+    app.sql("INSERT INTO users (name) VALUES ('bob')")
+    refused(app, "would get another id", "name=bob", scope="named", policy="replace")
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
