@@ -21,9 +21,11 @@ from .restore import PostgresTarget
 SCRATCH = "rows of a set"
 """What tells the name of the database that a dump is loaded into from those of restores."""
 
+# The types by their whole names: what format_type() says of them depends on the search_path, which is not that of the live session.
 _COLUMNS = """
-    SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> ''
-    FROM pg_catalog.pg_attribute a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+    SELECT a.attname, ARRAY[n.nspname, t.typname, a.atttypmod::text], a.attgenerated <> ''
+    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+    WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 # A unique index that waits for the end of the transaction can't decide a conflict (INSERT, ON CONFLICT).

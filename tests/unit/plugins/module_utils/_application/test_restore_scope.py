@@ -686,6 +686,23 @@ def test_what_other_rows_follow_is_never_updated(app: Partial) -> None:
     refused(app, "would get another id", "name=bob", scope="named", policy="replace")
 
 
+def test_types_of_postgresql_that_the_application_made(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE TYPE mood AS ENUM ('ok', 'sad'); CREATE DOMAIN few AS integer CHECK (VALUE < 9)")
+        app.sql("SET ROLE app; CREATE TABLE moods (id integer PRIMARY KEY, mood mood, few few, moods mood[], n numeric(4, 2))")
+        app.sql("INSERT INTO moods VALUES (1, 'sad', 5, '{ok,sad}', 1.5)")
+        app.backup()
+        app.sql("DELETE FROM moods")
+        app.params["scopes"]["it"] = {"rows": [{"table": "moods", "identity": ["id"]}]}
+        honest(app, scope="it")
+        assert app.ask("SELECT * FROM moods") == [["1", "sad", "5", "{ok,sad}", "1.50"]]
+        app.sql("ALTER TABLE moods ALTER n TYPE numeric(5, 2)")
+        refused(app, "other columns", scope="it")
+    finally:
+        app.remove()
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
