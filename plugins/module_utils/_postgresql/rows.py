@@ -135,6 +135,8 @@ class PostgresMerge(RowMerge):
         self.spool = spool
         self._tables: Dict[str, Tuple[int, str]] = {}
         """Number and owner of each live table, by its name."""
+        self._resting: List[Tuple[str, str]] = []
+        """What ends the rest of triggers, with the role to do it as."""
 
     def query(self, statement: str, values: Sequence[str] = ()) -> List[Tuple[Any, ...]]:
         return ask(self.session, beside_values(statement).replace(GIVEN, "%s") if values else statement, values)
@@ -214,8 +216,13 @@ class PostgresMerge(RowMerge):
             yield
             # Before the commit, so that what is wrong is an error of the transaction.
             ask(self.session, "SET CONSTRAINTS ALL IMMEDIATE")
+            # Not earlier: a table with checks that wait can't be altered.
+            for owner, statement in self._resting:
+                ask(self.session, f"SET LOCAL ROLE {quote(owner)}")
+                ask(self.session, statement)
             self.session.commit()
         finally:
+            self._resting = []
             self.session.rollback()
             self.session.autocommit = True
 
@@ -229,8 +236,7 @@ class PostgresMerge(RowMerge):
         for name, _how in triggers:
             ask(self.session, f"ALTER TABLE {table.name} DISABLE TRIGGER {quote(name)}")
         yield
-        for name, how in triggers:
-            ask(self.session, f"ALTER TABLE {table.name} {how} TRIGGER {quote(name)}")
+        self._resting += [(owner, f"ALTER TABLE {table.name} {how} TRIGGER {quote(name)}") for name, how in triggers]
         ask(self.session, NO_VIEWS, ["view, foreign-table"])
         ask(self.session, "RESET ROLE")
 

@@ -703,6 +703,21 @@ def test_types_of_postgresql_that_the_application_made(tmp_path: Path, server: p
         app.remove()
 
 
+def test_triggers_of_a_table_whose_keys_wait(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("ALTER TABLE usage ALTER CONSTRAINT usage_project_id_fkey DEFERRABLE INITIALLY DEFERRED")
+        app.sql("SET ROLE app; CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'fired'; END$$")
+        app.sql("SET ROLE app; CREATE TRIGGER note BEFORE INSERT ON usage FOR EACH ROW EXECUTE FUNCTION noted()")
+        app.backup()
+        definitions = app.definitions()
+        lose_project(app)
+        honest(app, scope="project", value="a")
+        assert app.definitions() == definitions == [["note", "O"]]
+    finally:
+        app.remove()
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
