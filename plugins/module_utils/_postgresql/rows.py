@@ -62,8 +62,11 @@ _TABLE = """
 
 # What is switched off for a moment, with how it is switched on again: O fires for the application's sessions, A always.
 _TRIGGERS = """
-    SELECT tgname, CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE' END FROM pg_catalog.pg_trigger
-    WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled IN ('O', 'A') ORDER BY tgname
+    SELECT 'TRIGGER', tgname, CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE' END FROM pg_catalog.pg_trigger
+    WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+    UNION ALL
+    SELECT 'RULE', rulename, CASE ev_enabled WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE' END FROM pg_catalog.pg_rewrite
+    WHERE ev_class = %s AND ev_enabled IN ('O', 'A') ORDER BY 1, 2
 """
 
 # Sequences that a column's default takes numbers from, or that belong to one.
@@ -232,11 +235,11 @@ class PostgresMerge(RowMerge):
         # Checks, defaults and indexes run what the owner has written; a superuser's rights are not for them.
         ask(self.session, f"SET LOCAL ROLE {quote(owner)}")
         ask(self.session, NO_VIEWS, [""])
-        triggers = [] if fire_triggers else ask(self.session, _TRIGGERS, [oid])
-        for name, _how in triggers:
-            ask(self.session, f"ALTER TABLE {table.name} DISABLE TRIGGER {quote(name)}")
+        triggers = [] if fire_triggers else ask(self.session, _TRIGGERS, [oid, oid])
+        for kind, name, _how in triggers:
+            ask(self.session, f"ALTER TABLE {table.name} DISABLE {kind} {quote(name)}")
         yield
-        self._resting += [(owner, f"ALTER TABLE {table.name} {how} TRIGGER {quote(name)}") for name, how in triggers]
+        self._resting += [(owner, f"ALTER TABLE {table.name} {how} {kind} {quote(name)}") for kind, name, how in triggers]
         ask(self.session, NO_VIEWS, ["view, foreign-table"])
         ask(self.session, "RESET ROLE")
 

@@ -718,6 +718,19 @@ def test_triggers_of_a_table_whose_keys_wait(tmp_path: Path, server: postgres.Se
         app.remove()
 
 
+def test_rules_are_at_rest(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE RULE no AS ON INSERT TO providers DO INSTEAD NOTHING")
+        app.backup()
+        app.sql("DELETE FROM providers")
+        honest(app, scope="providers")
+        assert len(app.rows()["providers"]) == 2
+        assert app.ask("SELECT ev_enabled FROM pg_rewrite WHERE rulename = 'no'") == [["O"]]
+    finally:
+        app.remove()
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
