@@ -55,7 +55,8 @@ _BOUND = """
 """
 
 _TABLE = """
-    SELECT c.oid, n.nspname, c.relname, c.relkind, pg_catalog.pg_get_userbyid(c.relowner)
+    SELECT c.oid, n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner), c.relkind,
+           EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid)
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = pg_catalog.to_regclass(%s)
 """
@@ -182,9 +183,12 @@ class PostgresMerge(RowMerge):
         found = ask(connection, _TABLE, [name])
         if not found:
             raise PostgresError(f"{whose} has no table {name}", self.where, "Correct the scope")
-        oid, schema, table, kind, owner = found[0]
+        oid, schema, table, owner, kind, has_heirs = found[0]
         if kind not in ("r", "p"):
             raise PostgresError(f"{name} is not a table", self.where, "Correct the scope")
+        if kind == "r" and has_heirs:
+            # Their rows are seen in it, and would be written into it.
+            raise PostgresError(f"other tables inherit from {name}", self.where, "Name these tables in the scope, or restore the whole set")
         return oid, f"{quote(schema)}.{quote(table)}", owner
 
     def stage(self, number: int, table: Table, where: str, value: Optional[str]) -> str:

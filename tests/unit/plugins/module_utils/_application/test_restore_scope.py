@@ -731,6 +731,19 @@ def test_rules_are_at_rest(tmp_path: Path, server: postgres.Server) -> None:
         app.remove()
 
 
+def test_a_table_that_others_inherit_from_is_refused(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE TABLE old (why text) INHERITS (audit); CREATE TABLE note (id integer PRIMARY KEY)")
+        app.sql("CREATE TABLE more (what text) INHERITS (note); INSERT INTO more VALUES (1, 'x')")
+        app.backup()
+        app.sql("DELETE FROM note")
+        app.params["scopes"]["it"] = {"rows": [{"table": "note", "identity": ["id"]}]}
+        refused(app, "inherit from note", scope="it")
+    finally:
+        app.remove()
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
