@@ -37,6 +37,7 @@ _UNIQUES = """
     ORDER BY i.indisprimary DESC, i.indexrelid
 """
 
+# One to a partitioned table has others below it, one to each partition.
 _FOREIGN = """
     SELECT n.nspname, c.relname, f.condeferrable,
            ARRAY(SELECT a.attname::text FROM unnest(f.conkey) WITH ORDINALITY AS k(number, position)
@@ -44,7 +45,9 @@ _FOREIGN = """
            ARRAY(SELECT a.attname::text FROM unnest(f.confkey) WITH ORDINALITY AS k(number, position)
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.number ORDER BY k.position)
     FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class c ON c.oid = f.confrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE f.conrelid = %s AND f.contype = 'f' ORDER BY f.conname
+    WHERE f.conrelid = %s AND f.contype = 'f'
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint w WHERE w.oid = f.conparentid AND w.conrelid = f.conrelid)
+    ORDER BY f.conname
 """
 
 # Columns that foreign keys lead to, and those whose numbers a statement can give to new rows alone (UPDATE, SET).

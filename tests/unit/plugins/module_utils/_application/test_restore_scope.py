@@ -744,6 +744,23 @@ def test_a_table_that_others_inherit_from_is_refused(tmp_path: Path, server: pos
         app.remove()
 
 
+def test_partitioned_tables_and_keys_to_them(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE TABLE lots (id integer PRIMARY KEY, name text) PARTITION BY RANGE (id)")
+        app.sql("SET ROLE app; CREATE TABLE low PARTITION OF lots FOR VALUES FROM (0) TO (10)")
+        app.sql("SET ROLE app; CREATE TABLE high PARTITION OF lots FOR VALUES FROM (10) TO (20)")
+        app.sql("SET ROLE app; CREATE TABLE items (id integer PRIMARY KEY, lot integer REFERENCES lots(id))")
+        app.sql("INSERT INTO lots VALUES (1, 'a'), (11, 'b'); INSERT INTO items VALUES (1, 1), (2, 11)")
+        app.backup()
+        app.sql("DELETE FROM items; DELETE FROM lots")
+        app.params["scopes"]["it"] = {"rows": [{"table": "items", "identity": ["lot"]}, {"table": "lots", "identity": ["name"]}]}
+        honest(app, scope="it")
+        assert app.ask("SELECT tableoid::regclass, name FROM lots ORDER BY 1") == [["low", "a"], ["high", "b"]]
+    finally:
+        app.remove()
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
