@@ -761,6 +761,32 @@ def test_partitioned_tables_and_keys_to_them(tmp_path: Path, server: postgres.Se
         app.remove()
 
 
+def test_the_words_of_postgresql_hold_no_values(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    scope = app.params["scopes"]["providers"]["rows"][0]
+    try:
+        app.sql("SET ROLE app; CREATE UNIQUE INDEX one ON providers (api_key) WHERE id > 0")
+        app.backup()
+        app.sql("DELETE FROM providers; INSERT INTO providers (name, api_key) VALUES ('x', 'canary-1')")
+        said = []
+        for change, where in (
+            ("", ""),
+            ("DELETE FROM providers; ALTER TABLE providers ADD CONSTRAINT no CHECK (api_key <> 'canary-1')", ""),
+            ("", "api_key::integer = 1"),
+        ):
+            app.sql(change or "SELECT 1")
+            scope["where"] = where
+            with pytest.raises(OpskitError) as error:
+                app.restore_scope("providers")
+            said.append(str(error.value))
+        assert "canary" not in "".join(said)
+        assert '"one"' in said[0]
+        assert '"no"' in said[1]
+        assert "api_key::integer" in said[2]
+    finally:
+        app.remove()
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
