@@ -100,7 +100,7 @@ def find_scope(scopes: Dict[str, Scope], name: str) -> Scope:
 def mistakes(described: Dict[str, Any], databases: Optional[Sequence[str]]) -> Iterator[str]:
     """Yield every mistake of a description of scopes as one sentence that begins with the scope's name."""
     for name, value in described.items():
-        if not NAME.match(name):
+        if not isinstance(name, str) or not NAME.match(name):
             yield f"{name!r} is no name for a scope; use letters, digits, dot, dash and underscore"
         elif not isinstance(value, dict):
             yield f"{name}: this is not a description but {value!r}"
@@ -121,7 +121,7 @@ def _scope_mistakes(value: Dict[str, Any], databases: Optional[Sequence[str]]) -
     if not paths and not rows:
         yield "it has neither paths nor rows"
     for path in paths:
-        if not isinstance(path, str) or not os.path.isabs(path) or ".." in path.split("/"):
+        if not isinstance(path, str) or not os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
             yield f"{path!r} is not an absolute path"
         elif PLACE in path and kind != "required":
             yield f"the path {path} depends on a value, so value has to be required"

@@ -787,6 +787,15 @@ def test_the_words_of_postgresql_hold_no_values(tmp_path: Path, server: postgres
         app.remove()
 
 
+def test_names_and_paths_that_are_none_are_refused(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.backup()
+    app.params["scopes"]["it"] = {"paths": ["/a\0b"]}
+    refused(app, "not an absolute path", scope="it")
+    app.params["scopes"] = {1: {"paths": [app.at("config")]}}
+    refused(app, "no name for a scope", scope="1")
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
