@@ -413,7 +413,7 @@ class RestoreScope(Operation):
     def _settle(self, record: Record) -> None:
         """Finish or undo what a run has begun."""
         if record.phase == WRITING:
-            committed = False
+            committed: Optional[bool] = False
             if record.marks:
                 target = self.targets.get(record.database)
                 if target is None:
@@ -424,6 +424,14 @@ class RestoreScope(Operation):
                     )
                 with target.alone() as live:
                     committed = live.is_committed(record.marks)
+            if committed is None:
+                raise BackupError(
+                    f"whether the interrupted restore of {record.scope} was committed can't be told any more, because all rows that it is told "
+                    "by were changed since",
+                    record.path,
+                    "See by the rows whether the restored or the former files belong to them, put those in place, move this file away, and "
+                    "run again",
+                )
             for step in record.steps if committed else reversed(record.steps):
                 (step.finish if committed else step.undo)()
             self.recovered = f"the interrupted restore of {record.scope} was {'finished' if committed else 'undone'}"
@@ -440,7 +448,7 @@ class RestoreScope(Operation):
         if self.marks:
             # All rows were compared in the transaction. From its end on the application may change them.
             with self._target().alone() as live:
-                checks.append(Check("the rows were committed", live.is_committed(self.marks), self.scope.database))
+                checks.append(Check("the rows were committed", live.is_committed(self.marks) is not False, self.scope.database))
         checks.append(Check("nothing is left aside", not os.path.lexists(self.record_path), self.record_path))
         return checks
 

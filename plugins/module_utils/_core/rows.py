@@ -112,12 +112,14 @@ class TableChange(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A row as the transaction leaves it: the key's texts, and a hash over the texts of some columns."""
+    """A row as the transaction leaves it: the key's texts, and hashes over the texts of some columns."""
 
     table: str
     key_columns: List[str]
     key: List[str]
     columns: List[str]
+    before: Optional[str]
+    """None where there was no such row."""
     digest: str
 
 
@@ -399,10 +401,11 @@ class RowMerge:
                 if one.rows.restore:
                     changed = self._changed_keys(one, policy)
                     if changed:
+                        noted = [(key, self._digest(one.table.name, one.key, key, one.table.columns)) for key in changed[: MARKS - len(marks)]]
                         with self.writing(one.table, one.rows.fire_triggers):
                             self.query(self._insert(one, policy))
                             self.advance(one.table, one.place)
-                        marks += [self._mark(one, key) for key in changed[: MARKS - len(marks)]]
+                        marks += [self._mark(one, key, before) for key, before in noted]
             for one in self._staged:
                 self._refuse_difference(one, policy)
             yield marks
@@ -449,7 +452,7 @@ class RowMerge:
                 "Nothing was written; run again",
             )
 
-    def _mark(self, one: _Staged, key: List[str]) -> Mark:
+    def _mark(self, one: _Staged, key: List[str], before: Optional[str]) -> Mark:
         columns = list(one.table.columns)
         digest = self._digest(one.table.name, one.key, key, columns)
         if digest is None:
@@ -457,7 +460,7 @@ class RowMerge:
                 f"the row {self._key_text(one.key, key)} of {one.table.name} was not written, or under another key",
                 "Look for a trigger or rule that does that; nothing was written",
             )
-        return Mark(one.table.name, list(one.key), key, columns, digest)
+        return Mark(one.table.name, list(one.key), key, columns, before, digest)
 
     def _digest(self, table: str, key_columns: Sequence[str], key: Sequence[str], columns: Sequence[str]) -> Optional[str]:
         """Return the hash of a live row's texts, None where there is no such row."""
@@ -471,9 +474,12 @@ class RowMerge:
             digest.update(as_text(text).encode("utf-8", "surrogateescape") + b"\0")
         return digest.hexdigest()
 
-    def is_committed(self, marks: Sequence[Mark]) -> bool:
-        """True when a transaction that left these rows was committed: none of them was so before it."""
-        return any(self._digest(mark.table, mark.key_columns, mark.key, mark.columns) == mark.digest for mark in marks)
+    def is_committed(self, marks: Sequence[Mark]) -> Optional[bool]:
+        """True when a transaction that left these rows was committed, False when not, None when others have changed all of them since."""
+        now = [self._digest(mark.table, mark.key_columns, mark.key, mark.columns) for mark in marks]
+        if any(digest == mark.digest for digest, mark in zip(now, marks)):
+            return True
+        return False if any(digest == mark.before for digest, mark in zip(now, marks)) else None
 
     def _wrong(self, what: str, todo: str) -> OpskitError:
         return OpskitError(what, self.where, todo)

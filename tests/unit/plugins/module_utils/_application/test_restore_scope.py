@@ -15,6 +15,7 @@ from typing import Any, Dict, Iterator, List, Set
 
 import pytest
 
+from ansible_collections.opskit.runbooks.plugins.module_utils._application.restore_scope import Record, RestoreScope
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.rows import RowMerge, RowSet
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.database import SqliteDatabase
@@ -794,6 +795,37 @@ def test_names_and_paths_that_are_none_are_refused(tmp_path: Path) -> None:
     refused(app, "not an absolute path", scope="it")
     app.params["scopes"] = {1: {"paths": [app.at("config")]}}
     refused(app, "no name for a scope", scope="1")
+
+
+def test_rows_that_were_changed_since_give_no_wrong_verdict(app: Partial, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.backup()
+    app.sql("UPDATE projects SET title = 'other' WHERE id = 1")
+    app.write("projects/a/files/1.txt", "other\n")
+
+    def dies(_record: Record) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # The rows are committed, and the journal does not say so yet.
+        patch.setattr(Record, "close", dies)
+        with pytest.raises(KeyboardInterrupt):
+            app.restore_scope("project", "a", policy="replace")
+    app.sql("UPDATE projects SET title = 'later' WHERE id = 1")
+    with pytest.raises(OpskitError, match="can't be told"):
+        app.restore_scope("config")
+    assert Path(app.at("projects/a/files/1.txt")).read_text() == "a 1\n" * 2
+    app.sql("UPDATE projects SET title = 'A' WHERE id = 1")
+    assert "finished" in app.restore_scope("config")["recovered"]
+    # Nor does the check after a run fail for it.
+    app.sql("UPDATE projects SET title = 'other' WHERE id = 1")
+    verify = RestoreScope.verify
+
+    def late(operation: RestoreScope) -> Any:
+        app.sql("UPDATE projects SET title = 'later' WHERE id = 1")
+        return verify(operation)
+
+    monkeypatch.setattr(RestoreScope, "verify", late)
+    assert app.restore_scope("project", "a", policy="replace")["changed"]
 
 
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
