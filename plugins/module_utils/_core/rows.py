@@ -401,7 +401,9 @@ class RowMerge:
                 if one.rows.restore:
                     changed = self._changed_keys(one, policy)
                     if changed:
-                        noted = [(key, self._digest(one.table.name, one.key, key, one.table.columns)) for key in changed[: MARKS - len(marks)]]
+                        noted = [
+                            (key, self._digest(one.table.name, one.key, key, one.table.columns)) for key in changed[: MARKS - len(marks)]
+                        ]
                         with self.writing(one.table, one.rows.fire_triggers):
                             self.query(self._insert(one, policy))
                             self.advance(one.table, one.place)
@@ -443,7 +445,9 @@ class RowMerge:
     def _refuse_difference(self, one: _Staged, policy: str) -> None:
         """See in the transaction that the live rows are those that were meant, whatever others have done since the plan."""
         allowed = (
-            set(one.table.columns) - {*one.key, *one.rows.identity} if policy == SKIP or not one.rows.restore or one.rows.fire_triggers else set()
+            set(one.table.columns) - {*one.key, *one.rows.identity}
+            if policy == SKIP or not one.rows.restore or one.rows.fire_triggers
+            else set()
         )
         wrong = [key for key, differing in self._compare(one) if differing is None or not set(differing) <= allowed]
         if wrong:

@@ -571,7 +571,9 @@ def test_a_constraint_that_replaces_does_not_remove_live_rows(tmp_path: Path) ->
 
 def test_texts_of_sqlite_of_whatever_bytes(tmp_path: Path) -> None:
     app = Partial(str(tmp_path)).build()
-    app.sql("CREATE TABLE odd (k TEXT PRIMARY KEY, v TEXT); INSERT INTO odd VALUES (CAST(x'ff41' AS TEXT), 'x'), ('n', 'a' || char(0) || 'b')")
+    app.sql(
+        "CREATE TABLE odd (k TEXT PRIMARY KEY, v TEXT); INSERT INTO odd VALUES (CAST(x'ff41' AS TEXT), 'x'), ('n', 'a' || char(0) || 'b')"
+    )
     app.backup()
     app.sql("DELETE FROM odd WHERE v = 'x'; UPDATE odd SET v = 'a' || char(0) || 'c'")
     app.params["scopes"]["it"] = {"rows": [{"table": "odd", "identity": ["k"]}]}
@@ -650,7 +652,7 @@ def test_a_trigger_that_keeps_a_row_from_being_written_is_told(app: Partial) -> 
     app.backup()
     app.sql("DELETE FROM providers")
     app.params["scopes"]["providers"]["rows"][0]["fire_triggers"] = True
-    with pytest.raises(OpskitError, match="id=1 of .* was not written"):
+    with pytest.raises(OpskitError, match=r"id=1 of .* was not written"):
         app.restore_scope("providers")
     assert app.rows()["providers"] == []
 
@@ -682,7 +684,8 @@ def test_what_other_rows_follow_is_never_updated(app: Partial) -> None:
     assert app.ask("SELECT code FROM things") == [["y"]]
     # By another key than the number, which only the database gives.
     honest(app, scope="providers", policy="replace")
-    app.sql("DELETE FROM usage WHERE project_id = 2; DELETE FROM projects WHERE user_id = 2; DELETE FROM preferences WHERE user_id = 2; DELETE FROM users WHERE id = 2")
+    app.sql("DELETE FROM usage WHERE project_id = 2; DELETE FROM projects WHERE user_id = 2; DELETE FROM preferences WHERE user_id = 2")
+    app.sql("DELETE FROM users WHERE id = 2")
     app.sql("INSERT INTO users (name) VALUES ('bob')")
     refused(app, "would get another id", "name=bob", scope="named", policy="replace")
 
