@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .errors import OpskitError
@@ -401,13 +402,12 @@ class RowMerge:
                 if one.rows.restore:
                     changed = self._changed_keys(one, policy)
                     if changed:
-                        noted = [
-                            (key, self._digest(one.table.name, one.key, key, one.table.columns)) for key in changed[: MARKS - len(marks)]
-                        ]
+                        noted = changed[: MARKS - len(marks)]
+                        before = self._digests(one.table.name, one.key, noted, one.table.columns)
                         with self.writing(one.table, one.rows.fire_triggers):
                             self.query(self._insert(one, policy))
                             self.advance(one.table, one.place)
-                        marks += [self._mark(one, key, before) for key, before in noted]
+                        marks += self._marks(one, noted, before)
             for one in self._staged:
                 self._refuse_difference(one, policy)
             yield marks
@@ -456,31 +456,47 @@ class RowMerge:
                 "Nothing was written; run again",
             )
 
-    def _mark(self, one: _Staged, key: List[str], before: Optional[str]) -> Mark:
+    def _marks(self, one: _Staged, keys: List[List[str]], before: Dict[Tuple[str, ...], str]) -> List[Mark]:
         columns = list(one.table.columns)
-        digest = self._digest(one.table.name, one.key, key, columns)
-        if digest is None:
-            raise self._wrong(
-                f"the row {self._key_text(one.key, key)} of {one.table.name} was not written, or under another key",
-                "Look for a trigger or rule that does that; nothing was written",
-            )
-        return Mark(one.table.name, list(one.key), key, columns, before, digest)
+        after = self._digests(one.table.name, one.key, keys, columns)
+        marks = []
+        for key in keys:
+            if tuple(key) not in after:
+                raise self._wrong(
+                    f"the row {self._key_text(one.key, key)} of {one.table.name} was not written, or under another key",
+                    "Look for a trigger or rule that does that; nothing was written",
+                )
+            marks.append(Mark(one.table.name, list(one.key), key, columns, before.get(tuple(key)), after[tuple(key)]))
+        # A trigger may have left a row as it was, which tells nothing.
+        return [mark for mark in marks if mark.digest != mark.before]
 
-    def _digest(self, table: str, key_columns: Sequence[str], key: Sequence[str], columns: Sequence[str]) -> Optional[str]:
-        """Return the hash of a live row's texts, None where there is no such row."""
+    def _digests(
+        self, table: str, key_columns: Sequence[str], keys: Sequence[Sequence[str]], columns: Sequence[str]
+    ) -> Dict[Tuple[str, ...], str]:
+        """Return the hashes of live rows' texts by their keys' texts, in one pass through the table."""
+        if not keys:
+            return {}
+        own = ", ".join(self.text("l." + quote(column)) for column in key_columns)
         texts = ", ".join(self.text("l." + quote(column)) for column in columns)
-        match = " AND ".join(f"{self.text('l.' + quote(column))} = {GIVEN}" for column in key_columns)
-        found = self.query(f"SELECT {texts} FROM {self.live(table)} AS l WHERE {match}", key)
-        if not found:
-            return None
-        digest = hashlib.sha256()
-        for text in found[0]:
-            digest.update(as_text(text).encode("utf-8", "surrogateescape") + b"\0")
-        return digest.hexdigest()
+        given = ", ".join(f"({', '.join([GIVEN] * len(key_columns))})" for _key in keys)
+        found = {}
+        for row in self.query(
+            f"SELECT {own}, {texts} FROM {self.live(table)} AS l WHERE ({own}) IN (VALUES {given})", [text for key in keys for text in key]
+        ):
+            key, values = row[: len(key_columns)], row[len(key_columns) :]
+            digest = hashlib.sha256()
+            for text in values:
+                digest.update(as_text(text).encode("utf-8", "surrogateescape") + b"\0")
+            found[tuple(map(as_text, key))] = digest.hexdigest()
+        return found
 
     def is_committed(self, marks: Sequence[Mark]) -> Optional[bool]:
         """True when a transaction that left these rows was committed, False when not, None when others have changed all of them since."""
-        now = [self._digest(mark.table, mark.key_columns, mark.key, mark.columns) for mark in marks]
+        now: List[Optional[str]] = []
+        for _table, group in groupby(marks, key=lambda mark: mark.table):
+            same = list(group)
+            found = self._digests(same[0].table, same[0].key_columns, [mark.key for mark in same], same[0].columns)
+            now += [found.get(tuple(mark.key)) for mark in same]
         if any(digest == mark.digest for digest, mark in zip(now, marks)):
             return True
         return False if any(digest == mark.before for digest, mark in zip(now, marks)) else None
