@@ -35,7 +35,9 @@ MARKS = 20
 VALUE = ":value"
 """What stands in a predicate for the value that an operator gives."""
 
-_TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|::|:value\b|[;%]""", re.DOTALL)
+_TOKEN = re.compile(
+    r"""\b[eE]'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|::|:value\b|[;%]""", re.DOTALL
+)
 
 
 GIVEN = "\0"

@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.opskit.runbooks.plugins.module_utils._application.restore_scope import Record, RestoreScope
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
-from ansible_collections.opskit.runbooks.plugins.module_utils._core.rows import RowMerge, RowSet
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.rows import RowMerge, RowSet, predicate, uses_value
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.database import SqliteDatabase
 from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.rows import SqliteRows
 from ansible_collections.opskit.runbooks.tests.shared import postgres
@@ -829,6 +829,22 @@ def test_rows_that_were_changed_since_give_no_wrong_verdict(app: Partial, monkey
 
     monkeypatch.setattr(RestoreScope, "verify", late)
     assert app.restore_scope("project", "a", policy="replace")["changed"]
+
+
+def test_a_value_stands_in_no_text_of_a_condition() -> None:
+    for text in (
+        r"E'it\'s :value'",
+        "'it''s :value'",
+        '"a :value"',
+        "$x$ ' :value $x$",
+        "-- :value",
+        "/* ' :value */",
+        "a::value",
+        r"e'\\'",
+    ):
+        assert predicate(f"{text}\n", "X", "%") == f"{text}\n"
+        assert not uses_value(text)
+    assert predicate(r"E'\'' = :value AND like'\' || :value", "X", "%") == r"E'\'' = X AND like'\' || X"
 
 
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
