@@ -847,6 +847,24 @@ def test_a_value_stands_in_no_text_of_a_condition() -> None:
     assert predicate(r"E'\'' = :value AND like'\' || :value", "X", "%") == r"E'\'' = X AND like'\' || X"
 
 
+def test_what_was_begun_is_settled_also_when_the_next_run_is_refused(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.backup()
+    seen = files(app)
+    number = 1
+    while True:
+        app.sql("UPDATE projects SET title = 'other' WHERE id = 1")
+        app.write("projects/a/files/1.txt", "other\n")
+        assert killed_at(number, lambda: app.restore_scope("project", "a", policy="replace"))
+        # Renamed, and not committed.
+        if files(app) == seen and app.ask("SELECT title FROM projects WHERE id = 1") == [["other"]]:
+            break
+        number += 1
+    with pytest.raises(OpskitError, match="holds nothing"):
+        app.restore_scope("project", "zz")
+    assert Path(app.at("projects/a/files/1.txt")).read_text() == "other\n"
+
+
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
     app.backup()
     rows, seen = app.rows(), files(app)
