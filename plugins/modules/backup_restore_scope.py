@@ -62,7 +62,7 @@ options:
         restore is refused whatever the policy.
       - With C(restore) set to V(false) the rows are not restored, but have to be live already as the same things, because others build on
         them.
-      - The table's own triggers are at rest while rows are written, so that they come back as they were; C(fire_triggers) set to V(true)
+      - The table's own triggers and rules are at rest while rows are written, so that they come back as they were; C(fire_triggers) set to V(true)
         lets them fire.
     type: dict
     required: true

@@ -159,6 +159,8 @@ class RestoreScope(Operation):
         self.adopt = adopt
         self.record_path = os.path.join(options.state_dir, "restore_partial.json")
         self.left: Optional[Record] = None
+        self.died = ""
+        """The phase that the interrupted run was in."""
         self.manifest: Optional[Manifest] = None
         self.part: Optional[Part] = None
         self.files: Optional[Files] = None
@@ -185,13 +187,27 @@ class RestoreScope(Operation):
         make_dir(self.options.state_dir)
         # The same lock as that of a whole restore.
         with flock(os.path.join(self.options.state_dir, "restore.lock"), wait_s=self.options.lock_timeout_s), self.store.swept():
+            # Before anything else can refuse to go on: half of something is live.
+            self._find_left()
+            if self.left is not None:
+                self._settle(self.left)
             yield
+
+    def _find_left(self) -> None:
+        """Look for what an interrupted run has left."""
+        interrupted = interrupted_set(os.path.join(self.options.state_dir, "restore.json"))
+        if interrupted:
+            raise BackupError(f"a restore of set {interrupted} was interrupted", self.options.state_dir, "Finish that one first")
+        self.left = Record.read(self.record_path, self.store.uuid)
+        self.died = self.left.phase if self.left is not None else ""
 
     @contextmanager
     def looking(self) -> Iterator[None]:
         """Hold the set, and its database beside the live one."""
         self.store.open()
         self.store.require_locks()
+        if not self.is_real:
+            self._find_left()
         with ExitStack() as stack:
             manifest = self._hold(stack)
             self.store.require_restorable(manifest)
@@ -220,9 +236,6 @@ class RestoreScope(Operation):
     # what is refused before anything is looked at ---------------------------------------------------
 
     def _refuse_what_does_not_fit(self, manifest: Manifest) -> None:
-        interrupted = interrupted_set(os.path.join(self.options.state_dir, "restore.json"))
-        if interrupted:
-            raise BackupError(f"a restore of set {interrupted} was interrupted", self.options.state_dir, "Finish that one first")
         if not self.scope.rows:
             return
         image = self._image(manifest)
@@ -297,16 +310,15 @@ class RestoreScope(Operation):
         manifest = present(self.manifest)
         find_program("tar", "tar")
         plan = Plan("restored")
-        self.left = Record.read(self.record_path, self.store.uuid)
         if self.left is not None:
-            plan.add("settle interrupted restore", self.left.scope, f"a run died while {self.left.phase}")
+            plan.add("settle interrupted restore", self.left.scope, f"a run died while {self.died}")
         # Before the rows, because it costs less.
         self.part = part_of(manifest, self.store.members(manifest), self.source, self.scope.placed(self.options.value))
         if self.merge is not None:
             value = self.options.value or None
             self.tables = self.merge.plan(self.scope.rows, value, self.options.policy)
         self._refuse_nothing(manifest)
-        if self.left is None or self.left.phase == STAGING:
+        if self.died in ("", STAGING):
             self._compare_files()
             self._plan_files(plan)
         else:
@@ -367,7 +379,7 @@ class RestoreScope(Operation):
 
     def apply(self, plan: Plan) -> None:
         if self.left is not None:
-            self._settle(self.left)
+            # Where a run died in the middle of writing, they were not compared yet.
             self._compare_files()
         files = present(self.files)
         rows = any(change.changes for change in self.tables)
@@ -413,7 +425,7 @@ class RestoreScope(Operation):
     def _settle(self, record: Record) -> None:
         """Finish or undo what a run has begun."""
         if record.phase == WRITING:
-            committed = False
+            committed: Optional[bool] = False
             if record.marks:
                 target = self.targets.get(record.database)
                 if target is None:
@@ -424,6 +436,14 @@ class RestoreScope(Operation):
                     )
                 with target.alone() as live:
                     committed = live.is_committed(record.marks)
+            if committed is None:
+                raise BackupError(
+                    f"whether the interrupted restore of {record.scope} was committed can't be told any more, because all rows that it is told "
+                    "by were changed since",
+                    record.path,
+                    "See by the rows whether the restored or the former files belong to them, put those in place, move this file away, and "
+                    "run again",
+                )
             for step in record.steps if committed else reversed(record.steps):
                 (step.finish if committed else step.undo)()
             self.recovered = f"the interrupted restore of {record.scope} was {'finished' if committed else 'undone'}"
@@ -440,7 +460,7 @@ class RestoreScope(Operation):
         if self.marks:
             # All rows were compared in the transaction. From its end on the application may change them.
             with self._target().alone() as live:
-                checks.append(Check("the rows were committed", live.is_committed(self.marks), self.scope.database))
+                checks.append(Check("the rows were committed", live.is_committed(self.marks) is not False, self.scope.database))
         checks.append(Check("nothing is left aside", not os.path.lexists(self.record_path), self.record_path))
         return checks
 

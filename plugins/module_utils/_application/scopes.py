@@ -49,6 +49,8 @@ class Scope(NamedTuple):
             raise OpskitError(f"the scope {self.name} takes no value, but {value!r} was given", todo="Leave the value out")
         if self.value == "required" and not value:
             raise OpskitError(f"the scope {self.name} needs a value: which one", todo=f"Name it. {self.description}".rstrip(". "))
+        if self.rows and not _is_text(value):
+            raise OpskitError(f"{value!r} can't be a value in the database of the scope {self.name}", todo="Correct the value")
         if any(PLACE in path for path in self.paths) and ("/" in value or "\0" in value or value in ("", ".", "..")):
             raise OpskitError(f"{value!r} can't be the name of a file or folder of the scope {self.name}", todo="Correct the value")
 
@@ -98,7 +100,7 @@ def find_scope(scopes: Dict[str, Scope], name: str) -> Scope:
 def mistakes(described: Dict[str, Any], databases: Optional[Sequence[str]]) -> Iterator[str]:
     """Yield every mistake of a description of scopes as one sentence that begins with the scope's name."""
     for name, value in described.items():
-        if not NAME.match(name):
+        if not isinstance(name, str) or not NAME.match(name):
             yield f"{name!r} is no name for a scope; use letters, digits, dot, dash and underscore"
         elif not isinstance(value, dict):
             yield f"{name}: this is not a description but {value!r}"
@@ -119,7 +121,7 @@ def _scope_mistakes(value: Dict[str, Any], databases: Optional[Sequence[str]]) -
     if not paths and not rows:
         yield "it has neither paths nor rows"
     for path in paths:
-        if not isinstance(path, str) or not os.path.isabs(path) or ".." in path.split("/"):
+        if not isinstance(path, str) or not os.path.isabs(path) or ".." in path.split("/") or "\0" in path:
             yield f"{path!r} is not an absolute path"
         elif PLACE in path and kind != "required":
             yield f"the path {path} depends on a value, so value has to be required"
@@ -147,6 +149,9 @@ def _row_mistakes(row: Any, kind: str) -> Iterator[str]:
             yield f"{option} of {row['table']} is not a list of columns"
     if not row.get("identity"):
         yield f"the rows of {row['table']} name no identity: the columns that say what a row is of, beside its key"
+    for option in ("table", "where"):
+        if not _is_text(row.get(option) or ""):
+            yield f"{option} is {row[option]!r}, which is no text in UTF-8"
     if uses_value(row.get("where") or "") and kind == "none":
         yield f"the condition on {row['table']} depends on a value, but the scope takes none"
 
@@ -157,6 +162,11 @@ def _shape(value: Dict[str, Any], known: Dict[str, type]) -> Iterator[str]:
             yield f"the option {option!r} is not known; known are {', '.join(known)}"
         elif given is not None and not isinstance(given, known[option]):
             yield f"{option} is {given!r}, which is not a {_KINDS[known[option]]}"
+
+
+def _is_text(value: str) -> bool:
+    """True for what a database takes as a text."""
+    return "\0" not in value and not re.search("[\ud800-\udfff]", value)
 
 
 _KINDS = {str: "text", list: "list", bool: "boolean"}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 from contextlib import contextmanager
+from itertools import groupby
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 from .errors import OpskitError
@@ -34,7 +35,9 @@ MARKS = 20
 VALUE = ":value"
 """What stands in a predicate for the value that an operator gives."""
 
-_TOKEN = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|::|:value\b|[;%]""", re.DOTALL)
+_TOKEN = re.compile(
+    r"""\b[eE]'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|--[^\n]*|/\*.*?\*/|\$(\w*)\$.*?\$\1\$|::|:value\b|[;%]""", re.DOTALL
+)
 
 
 GIVEN = "\0"
@@ -77,6 +80,8 @@ class Table(NamedTuple):
     uniques: Tuple[Tuple[str, ...], ...]
     """Columns of each unique index that is of whole columns and rows, the primary key among them."""
     foreign: Tuple[Foreign, ...]
+    bound: Tuple[str, ...]
+    """Columns that are never updated: foreign keys lead to them, and other rows might follow; or the engine alone gives their values."""
 
 
 class TableChange(NamedTuple):
@@ -110,12 +115,14 @@ class TableChange(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A row as the transaction leaves it: the key's texts, and a hash over the texts of some columns."""
+    """A row as the transaction leaves it: the key's texts, and hashes over the texts of some columns."""
 
     table: str
     key_columns: List[str]
     key: List[str]
     columns: List[str]
+    before: Optional[str]
+    """None where there was no such row."""
     digest: str
 
 
@@ -141,7 +148,7 @@ class RowMerge:
 
     # what an engine knows -------------------------------------------------------------------------
 
-    def query(self, statement: str, values: Sequence[Any] = ()) -> List[Tuple[Any, ...]]:
+    def query(self, statement: str, values: Sequence[str] = ()) -> List[Tuple[Any, ...]]:
         """Return the rows that a statement gives in the session. :data:`GIVEN` stands for each of the values."""
         raise NotImplementedError
 
@@ -256,23 +263,35 @@ class RowMerge:
         change = TableChange(one.table.name, [], [], [], 0)
         same = 0
         others: List[str] = []
+        bound: List[str] = []
+        telling: Set[str] = set()
         missing: List[str] = []
         for key, differing in self._compare(one):
             if differing is None:
                 (change.inserted if one.rows.restore else missing).append(key)
-            elif set(differing) & set(one.rows.identity):
+            elif set(differing) & {*one.key, *one.rows.identity}:
                 others.append(key)
+                telling.update(set(differing) & {*one.key, *one.rows.identity})
             elif not differing:
                 same += 1
             elif policy == REPLACE and one.rows.restore:
+                if set(differing) & set(one.table.bound):
+                    bound.append(key)
+                    telling.update(set(differing) & set(one.table.bound))
                 change.updated.append((key, differing))
             else:
                 change.kept.append((key, differing))
         if others:
             raise self._wrong(
-                f"{len(others)} rows of {one.table.name} are something else by now, because {' and '.join(one.rows.identity)} differs "
+                f"{len(others)} rows of {one.table.name} are something else by now, because {' and '.join(sorted(telling))} differs "
                 f"under the same key: {_some(others)}",
                 "Restore another set, or give the live rows other keys; no policy writes one thing over another",
+            )
+        if bound:
+            raise self._wrong(
+                f"{len(bound)} rows of {one.table.name} would get another {' and '.join(sorted(telling))}, which foreign keys lead to or the "
+                f"database alone gives: {_some(bound)}",
+                "Choose the policy skip (the live rows stay), or restore the whole set",
             )
         if missing:
             raise self._wrong(
@@ -326,7 +345,8 @@ class RowMerge:
         """Refuse a row that a live row of another key leaves no room for in a unique index."""
         live = self.live(one.table.name)
         for unique in one.table.uniques:
-            if set(unique) == set(one.key):
+            # What is computed is not staged. The engine itself refuses what collides there.
+            if set(unique) == set(one.key) or not set(unique) <= set(one.table.columns):
                 continue
             keys = [self.text(f"{place}.{quote(column)}") for place in ("s", "o") for column in one.key]
             found = self.query(
@@ -346,6 +366,11 @@ class RowMerge:
     def _refuse_orphans(self, one: _Staged, foreign: Foreign, policy: str) -> None:
         """Refuse a row whose parent is neither live nor among the staged rows."""
         parent = next((other for other in self._staged if other.table.name == foreign.parent and other.rows.restore), None)
+        if not set(foreign.columns) <= set(one.table.columns) or (
+            parent is not None and not set(foreign.parent_columns) <= set(parent.table.columns)
+        ):
+            # What is computed is not staged. The engine itself refuses what has no parent.
+            return
         given = " AND ".join(f"s.{quote(column)} IS NOT NULL" for column in foreign.columns)
         match = _equal("p", foreign.parent_columns, "s", foreign.columns)
         absent = [f"NOT EXISTS (SELECT 1 FROM {self.live(foreign.parent)} AS p WHERE {match})"]
@@ -379,10 +404,12 @@ class RowMerge:
                 if one.rows.restore:
                     changed = self._changed_keys(one, policy)
                     if changed:
+                        noted = changed[: MARKS - len(marks)]
+                        before = self._digests(one.table.name, one.key, noted, one.table.columns)
                         with self.writing(one.table, one.rows.fire_triggers):
                             self.query(self._insert(one, policy))
                             self.advance(one.table, one.place)
-                        marks += [self._mark(one, key) for key in changed[: MARKS - len(marks)]]
+                        marks += self._marks(one, noted, before)
             for one in self._staged:
                 self._refuse_difference(one, policy)
             yield marks
@@ -398,7 +425,8 @@ class RowMerge:
     def _insert(self, one: _Staged, policy: str) -> str:
         names = ", ".join(quote(column) for column in one.table.columns)
         values = ", ".join("s." + quote(column) for column in one.table.columns)
-        others = [quote(column) for column in one.table.columns if column not in one.key]
+        # Not the identity: what has become another thing since the plan is found as that afterwards.
+        others = [quote(column) for column in one.table.columns if column not in (*one.key, *one.rows.identity, *one.table.bound)]
         action = ""
         if policy == SKIP or not others:
             action = "DO NOTHING"
@@ -406,18 +434,22 @@ class RowMerge:
             action = f"DO UPDATE SET {', '.join(f'{column} = excluded.{column}' for column in others)}"
         conflict = f" ON CONFLICT ({', '.join(map(quote, one.key))}) {action}" if policy != FAIL else ""
         return (
-            f"INSERT INTO {self.live(one.table.name)} ({names}) {self.overriding}SELECT {values} FROM {one.place} AS s "
+            f"{self.insert} {self.live(one.table.name)} ({names}) {self.overriding}SELECT {values} FROM {one.place} AS s "
             f"LEFT JOIN {self.live(one.table.name)} AS l ON {_equal('l', one.key, 's', one.key)} "
             f"WHERE {self._written(one, policy)}{conflict}"
         )
 
+    insert = "INSERT INTO"
+    """How a statement begins that puts rows in and removes none for them."""
     overriding = ""
     """What an engine needs between columns and values so that identity columns take them."""
 
     def _refuse_difference(self, one: _Staged, policy: str) -> None:
         """See in the transaction that the live rows are those that were meant, whatever others have done since the plan."""
         allowed = (
-            set(one.table.columns) - set(one.rows.identity) if policy == SKIP or not one.rows.restore or one.rows.fire_triggers else set()
+            set(one.table.columns) - {*one.key, *one.rows.identity}
+            if policy == SKIP or not one.rows.restore or one.rows.fire_triggers
+            else set()
         )
         wrong = [key for key, differing in self._compare(one) if differing is None or not set(differing) <= allowed]
         if wrong:
@@ -426,25 +458,50 @@ class RowMerge:
                 "Nothing was written; run again",
             )
 
-    def _mark(self, one: _Staged, key: List[str]) -> Mark:
+    def _marks(self, one: _Staged, keys: List[List[str]], before: Dict[Tuple[str, ...], str]) -> List[Mark]:
         columns = list(one.table.columns)
-        return Mark(one.table.name, list(one.key), key, columns, present_digest(self._digest(one.table.name, one.key, key, columns)))
+        after = self._digests(one.table.name, one.key, keys, columns)
+        marks = []
+        for key in keys:
+            if tuple(key) not in after:
+                raise self._wrong(
+                    f"the row {self._key_text(one.key, key)} of {one.table.name} was not written, or under another key",
+                    "Look for a trigger or rule that does that; nothing was written",
+                )
+            marks.append(Mark(one.table.name, list(one.key), key, columns, before.get(tuple(key)), after[tuple(key)]))
+        # A trigger may have left a row as it was, which tells nothing.
+        return [mark for mark in marks if mark.digest != mark.before]
 
-    def _digest(self, table: str, key_columns: Sequence[str], key: Sequence[str], columns: Sequence[str]) -> Optional[str]:
-        """Return the hash of a live row's texts, None where there is no such row."""
+    def _digests(
+        self, table: str, key_columns: Sequence[str], keys: Sequence[Sequence[str]], columns: Sequence[str]
+    ) -> Dict[Tuple[str, ...], str]:
+        """Return the hashes of live rows' texts by their keys' texts, in one pass through the table."""
+        if not keys:
+            return {}
+        own = ", ".join(self.text("l." + quote(column)) for column in key_columns)
         texts = ", ".join(self.text("l." + quote(column)) for column in columns)
-        match = " AND ".join(f"{self.text('l.' + quote(column))} = {GIVEN}" for column in key_columns)
-        found = self.query(f"SELECT {texts} FROM {self.live(table)} AS l WHERE {match}", key)
-        if not found:
-            return None
-        digest = hashlib.sha256()
-        for text in found[0]:
-            digest.update(as_text(text).encode("utf-8", "surrogateescape") + b"\0")
-        return digest.hexdigest()
+        given = ", ".join(f"({', '.join([GIVEN] * len(key_columns))})" for _key in keys)
+        found = {}
+        for row in self.query(
+            f"SELECT {own}, {texts} FROM {self.live(table)} AS l WHERE ({own}) IN (VALUES {given})", [text for key in keys for text in key]
+        ):
+            key, values = row[: len(key_columns)], row[len(key_columns) :]
+            digest = hashlib.sha256()
+            for text in values:
+                digest.update(as_text(text).encode("utf-8", "surrogateescape") + b"\0")
+            found[tuple(map(as_text, key))] = digest.hexdigest()
+        return found
 
-    def is_committed(self, marks: Sequence[Mark]) -> bool:
-        """True when a transaction that left these rows was committed: none of them was so before it."""
-        return any(self._digest(mark.table, mark.key_columns, mark.key, mark.columns) == mark.digest for mark in marks)
+    def is_committed(self, marks: Sequence[Mark]) -> Optional[bool]:
+        """True when a transaction that left these rows was committed, False when not, None when others have changed all of them since."""
+        now: List[Optional[str]] = []
+        for _table, group in groupby(marks, key=lambda mark: mark.table):
+            same = list(group)
+            found = self._digests(same[0].table, same[0].key_columns, [mark.key for mark in same], same[0].columns)
+            now += [found.get(tuple(mark.key)) for mark in same]
+        if any(digest == mark.digest for digest, mark in zip(now, marks)):
+            return True
+        return False if any(digest == mark.before for digest, mark in zip(now, marks)) else None
 
     def _wrong(self, what: str, todo: str) -> OpskitError:
         return OpskitError(what, self.where, todo)
@@ -458,13 +515,6 @@ def quote(name: str) -> str:
 def as_text(value: Any) -> str:
     """Return a text that an engine gave, whatever bytes it is made of."""
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-
-
-def present_digest(digest: Optional[str]) -> str:
-    """Return the hash of a row that the transaction has just written."""
-    if digest is None:
-        raise RuntimeError("a row that was written is not there")
-    return digest
 
 
 def predicate(where: str, placeholder: str, percent: str) -> str:

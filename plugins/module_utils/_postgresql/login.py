@@ -231,7 +231,14 @@ def _without_libpq_variables() -> Iterator[None]:
 
 
 def _words_of(error: psycopg2.Error) -> str:
-    """Return what the server said, without the statement it said it of: that can hold the verifier of a password."""
+    """Return what the server said, without the statement it said it of: that can hold the verifier of a password.
+
+    And without values of rows: they stand in the details about a constraint, and in what is said of a value that does not do.
+    """
+    if isinstance(error, psycopg2.IntegrityError):
+        return error.diag.message_primary or type(error).__name__
+    if isinstance(error, psycopg2.DataError) and error.pgcode not in (None, "22023"):  # 22023: of a setting or an option
+        return f"a value does not do there ({type(error).__name__}, SQLSTATE {error.pgcode})"
     said = [error.diag.message_primary, error.diag.message_detail]
     return "\n".join(part for part in said if part) or str(error)
 

@@ -21,9 +21,11 @@ from .restore import PostgresTarget
 SCRATCH = "rows of a set"
 """What tells the name of the database that a dump is loaded into from those of restores."""
 
+# The types by their whole names: what format_type() says of them depends on the search_path, which is not that of the live session.
 _COLUMNS = """
-    SELECT a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attgenerated <> ''
-    FROM pg_catalog.pg_attribute a WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
+    SELECT a.attname, ARRAY[n.nspname, t.typname, a.atttypmod::text], a.attgenerated <> ''
+    FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace
+    WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped ORDER BY a.attnum
 """
 
 # A unique index that waits for the end of the transaction can't decide a conflict (INSERT, ON CONFLICT).
@@ -35,6 +37,7 @@ _UNIQUES = """
     ORDER BY i.indisprimary DESC, i.indexrelid
 """
 
+# One to a partitioned table has others below it, one to each partition.
 _FOREIGN = """
     SELECT n.nspname, c.relname, f.condeferrable,
            ARRAY(SELECT a.attname::text FROM unnest(f.conkey) WITH ORDINALITY AS k(number, position)
@@ -42,19 +45,32 @@ _FOREIGN = """
            ARRAY(SELECT a.attname::text FROM unnest(f.confkey) WITH ORDINALITY AS k(number, position)
                  JOIN pg_catalog.pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.number ORDER BY k.position)
     FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class c ON c.oid = f.confrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-    WHERE f.conrelid = %s AND f.contype = 'f' ORDER BY f.conname
+    WHERE f.conrelid = %s AND f.contype = 'f'
+          AND NOT EXISTS (SELECT FROM pg_catalog.pg_constraint w WHERE w.oid = f.conparentid AND w.conrelid = f.conrelid)
+    ORDER BY f.conname
+"""
+
+# Columns that foreign keys lead to, and those whose numbers a statement can give to new rows alone (UPDATE, SET).
+_BOUND = """
+    SELECT a.attname FROM pg_catalog.pg_attribute a WHERE a.attrelid = %s AND (a.attidentity = 'a' OR EXISTS (
+        SELECT FROM pg_catalog.pg_constraint f WHERE f.confrelid = a.attrelid AND f.contype = 'f' AND a.attnum = ANY (f.confkey)))
+    ORDER BY a.attnum
 """
 
 _TABLE = """
-    SELECT c.oid, n.nspname, c.relname, c.relkind, pg_catalog.pg_get_userbyid(c.relowner)
+    SELECT c.oid, n.nspname, c.relname, pg_catalog.pg_get_userbyid(c.relowner), c.relkind,
+           EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = c.oid)
     FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
     WHERE c.oid = pg_catalog.to_regclass(%s)
 """
 
 # What is switched off for a moment, with how it is switched on again: O fires for the application's sessions, A always.
 _TRIGGERS = """
-    SELECT tgname, CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE' END FROM pg_catalog.pg_trigger
-    WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled IN ('O', 'A') ORDER BY tgname
+    SELECT 'TRIGGER', tgname, CASE tgenabled WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE' END FROM pg_catalog.pg_trigger
+    WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled IN ('O', 'A')
+    UNION ALL
+    SELECT 'RULE', rulename, CASE ev_enabled WHEN 'A' THEN 'ENABLE ALWAYS' ELSE 'ENABLE' END FROM pg_catalog.pg_rewrite
+    WHERE ev_class = %s AND ev_enabled IN ('O', 'A') ORDER BY 1, 2
 """
 
 # Sequences that a column's default takes numbers from, or that belong to one.
@@ -126,8 +142,10 @@ class PostgresMerge(RowMerge):
         self.spool = spool
         self._tables: Dict[str, Tuple[int, str]] = {}
         """Number and owner of each live table, by its name."""
+        self._resting: List[Tuple[str, str]] = []
+        """What ends the rest of triggers, with the role to do it as."""
 
-    def query(self, statement: str, values: Sequence[Any] = ()) -> List[Tuple[Any, ...]]:
+    def query(self, statement: str, values: Sequence[str] = ()) -> List[Tuple[Any, ...]]:
         return ask(self.session, beside_values(statement).replace(GIVEN, "%s") if values else statement, values)
 
     def live(self, table: str) -> str:
@@ -161,15 +179,19 @@ class PostgresMerge(RowMerge):
             next((tuple(unique) for primary, unique in uniques if primary), ()),
             tuple(dict.fromkeys(tuple(unique) for _primary, unique in uniques)),
             foreign,
+            tuple(column for (column,) in ask(self.session, _BOUND, [live_oid])),
         )
 
     def _look_up(self, connection: Any, name: str, whose: str) -> Tuple[int, str, str]:
         found = ask(connection, _TABLE, [name])
         if not found:
             raise PostgresError(f"{whose} has no table {name}", self.where, "Correct the scope")
-        oid, schema, table, kind, owner = found[0]
+        oid, schema, table, owner, kind, has_heirs = found[0]
         if kind not in ("r", "p"):
             raise PostgresError(f"{name} is not a table", self.where, "Correct the scope")
+        if kind == "r" and has_heirs:
+            # Their rows are seen in it, and would be written into it.
+            raise PostgresError(f"other tables inherit from {name}", self.where, "Name these tables in the scope, or restore the whole set")
         return oid, f"{quote(schema)}.{quote(table)}", owner
 
     def stage(self, number: int, table: Table, where: str, value: Optional[str]) -> str:
@@ -204,8 +226,13 @@ class PostgresMerge(RowMerge):
             yield
             # Before the commit, so that what is wrong is an error of the transaction.
             ask(self.session, "SET CONSTRAINTS ALL IMMEDIATE")
+            # Not earlier: a table with checks that wait can't be altered.
+            for owner, statement in self._resting:
+                ask(self.session, f"SET LOCAL ROLE {quote(owner)}")
+                ask(self.session, statement)
             self.session.commit()
         finally:
+            self._resting = []
             self.session.rollback()
             self.session.autocommit = True
 
@@ -215,12 +242,11 @@ class PostgresMerge(RowMerge):
         # Checks, defaults and indexes run what the owner has written; a superuser's rights are not for them.
         ask(self.session, f"SET LOCAL ROLE {quote(owner)}")
         ask(self.session, NO_VIEWS, [""])
-        triggers = [] if fire_triggers else ask(self.session, _TRIGGERS, [oid])
-        for name, _how in triggers:
-            ask(self.session, f"ALTER TABLE {table.name} DISABLE TRIGGER {quote(name)}")
+        triggers = [] if fire_triggers else ask(self.session, _TRIGGERS, [oid, oid])
+        for kind, name, _how in triggers:
+            ask(self.session, f"ALTER TABLE {table.name} DISABLE {kind} {quote(name)}")
         yield
-        for name, how in triggers:
-            ask(self.session, f"ALTER TABLE {table.name} {how} TRIGGER {quote(name)}")
+        self._resting += [(owner, f"ALTER TABLE {table.name} {how} {kind} {quote(name)}") for kind, name, how in triggers]
         ask(self.session, NO_VIEWS, ["view, foreign-table"])
         ask(self.session, "RESET ROLE")
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from contextlib import closing, contextmanager
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
@@ -43,12 +44,16 @@ class SqliteRows:
     def beside(self, image: str, facts: Dict[str, Any]) -> Iterator[RowMerge]:
         """Open an image, which is ours alone, with the live database beside it. Raises :class:`OpskitError`."""
         with self._opened(image, "mode=rw") as merge:
+            # BEGIN IMMEDIATE begins to write here, too. With a journal on disk a commit would need a super-journal beside the image, and
+            # the live journal without that file counts as committed (https://www.sqlite.org/atomiccommit.html, section 5).
+            merge.query("PRAGMA main.journal_mode = MEMORY")
             yield merge
 
     @contextmanager
     def alone(self) -> Iterator[RowMerge]:
         """Open the live database alone. Raises :class:`OpskitError`."""
-        with self._opened("/", "mode=memory") as merge:
+        # As the main one, too: what is attached has to be of the encoding of that.
+        with self._opened(self.database.path, "mode=rw") as merge:
             yield merge
 
     @contextmanager
@@ -62,15 +67,19 @@ class SqliteRows:
 
     def _explained(self, error: sqlite3.Error) -> SqliteError:
         text = str(error)
-        if "locked" in text or "busy" in text:
+        # Whole words of SQLite's (sqlite3ErrStr()): a column can be called like a part of them.
+        if text.startswith("database") and text.endswith(("is locked", "is locked: " + LIVE)):
             return self.database.locked(text)
-        if "full" in text:
+        if text == "database or disk is full":
             return SqliteError(f"no space left beside it ({text})", self.database.path, "Make room and run again; nothing was written")
         return SqliteError(f"SQLite refuses: {text}", self.database.path, "Mend what it names and run again; nothing was written")
 
 
 class SqliteMerge(RowMerge):
     """A session with both databases."""
+
+    # Else a table that is defined with ON CONFLICT REPLACE would lose a live row.
+    insert = "INSERT OR ABORT INTO"
 
     def __init__(self, connection: sqlite3.Connection, database: SqliteDatabase) -> None:
         super().__init__(database.path)
@@ -80,14 +89,17 @@ class SqliteMerge(RowMerge):
         connection.execute(f"ATTACH ? AS {LIVE}", [uri_of(database.path, "mode=rw")])
         connection.execute("PRAGMA foreign_keys = ON")
 
-    def query(self, statement: str, values: Sequence[Any] = ()) -> List[Tuple[Any, ...]]:
-        return self.connection.execute(statement.replace(GIVEN, "?"), list(values)).fetchall()
+    def query(self, statement: str, values: Sequence[str] = ()) -> List[Tuple[Any, ...]]:
+        # A text that is not UTF-8 goes as bytes.
+        given = [value.encode("utf-8", "surrogateescape") if re.search("[\udc80-\udcff]", value) else value for value in values]
+        return self.connection.execute(statement.replace(GIVEN, "CAST(? AS TEXT)"), given).fetchall()
 
     def live(self, table: str) -> str:
         return f"{LIVE}.{quote(table)}"
 
     def text(self, column: str) -> str:
-        return f"quote({column})"
+        # quote() ends a text at its first NUL.
+        return f"(quote({column}) || CASE WHEN typeof({column}) = 'text' AND instr({column}, char(0)) THEN hex({column}) ELSE '' END)"
 
     def shown(self, text: str) -> str:
         return text[1:-1].replace("''", "'") if text.startswith("'") else text
@@ -103,7 +115,9 @@ class SqliteMerge(RowMerge):
             raise SqliteError(
                 f"the table {name} has other columns in the set than live", self.where, "Restore rows of a set with the same schema alone"
             )
-        proper = self._query_text(f"SELECT name FROM {LIVE}.sqlite_master WHERE type = 'table' AND lower(name) = lower({GIVEN})", [name])[0]
+        proper = self._proper(name)
+        if not proper:
+            raise SqliteError(f"{name} is not a table", self.where, "Correct the scope")
         own = [column for column, _type, _position, hidden in found[LIVE] if hidden == 0]
         primary = sorted((position, column) for column, _type, position, _hidden in found[LIVE] if position)
         key = tuple(column for _position, column in primary)
@@ -113,7 +127,7 @@ class SqliteMerge(RowMerge):
                 columns = [row[2] for row in self.query(f"PRAGMA {LIVE}.index_info({quote(as_text(index[1]))})")]
                 if None not in columns:
                     uniques.append(tuple(map(as_text, columns)))
-        return Table(proper, tuple(own), key, tuple(dict.fromkeys(uniques)), self._foreign(proper))
+        return Table(proper, tuple(own), key, tuple(dict.fromkeys(uniques)), self._foreign(proper), self._bound(proper))
 
     def _columns(self, place: str, name: str) -> List[Tuple[str, str, int, int]]:
         rows = self.query(f"PRAGMA {place}.table_xinfo({quote(name)})")
@@ -137,13 +151,22 @@ class SqliteMerge(RowMerge):
             else:
                 others = tuple(as_text(row[4]) for row in rows)
             # All of them can wait for the end of the transaction (https://www.sqlite.org/pragma.html#pragma_defer_foreign_keys).
-            found.append(Foreign(columns, self._proper(parent), others, True))
+            found.append(Foreign(columns, self._proper(parent) or parent, others, True))
         return tuple(found)
 
+    def _bound(self, name: str) -> Tuple[str, ...]:
+        """Return the columns that foreign keys lead to, but for the primary key."""
+        query = (
+            f"SELECT DISTINCT c.name FROM {LIVE}.sqlite_master AS t JOIN pragma_foreign_key_list(t.name, '{LIVE}') AS f "
+            f"JOIN pragma_table_xinfo({GIVEN}, '{LIVE}') AS c ON lower(c.name) = lower(f.\"to\") "
+            f"WHERE t.type = 'table' AND lower(f.\"table\") = lower({GIVEN}) ORDER BY 1"
+        )
+        return tuple(self._query_text(query, [name, name]))
+
     def _proper(self, name: str) -> str:
-        """Return a table's name as its definition has it; a foreign key may write it in other case."""
+        """Return a live table's name as its definition has it, which others may write in other case; empty where it is no table."""
         found = self._query_text(f"SELECT name FROM {LIVE}.sqlite_master WHERE type = 'table' AND lower(name) = lower({GIVEN})", [name])
-        return found[0] if found else name
+        return found[0] if found else ""
 
     def stage(self, number: int, table: Table, where: str, value: Optional[str]) -> str:
         place = f"temp.opskit_rows_{number}"
@@ -176,7 +199,8 @@ class SqliteMerge(RowMerge):
     @contextmanager
     def writing(self, table: Table, fire_triggers: bool) -> Iterator[None]:
         # Only the newest Python can switch triggers off. Their definitions are in the transaction like everything else.
-        query = f"SELECT name, sql FROM {LIVE}.sqlite_master WHERE type = 'trigger' AND tbl_name = {GIVEN} ORDER BY rowid"
+        # The table's name stands there as the trigger's definition wrote it.
+        query = f"SELECT name, sql FROM {LIVE}.sqlite_master WHERE type = 'trigger' AND lower(tbl_name) = lower({GIVEN}) ORDER BY rowid"
         triggers = [] if fire_triggers else [(as_text(name), as_text(sql)) for name, sql in self.query(query, [table.name])]
         for name, _sql in triggers:
             self.query(f"DROP TRIGGER {LIVE}.{quote(name)}")

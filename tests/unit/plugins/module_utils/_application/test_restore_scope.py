@@ -15,7 +15,11 @@ from typing import Any, Dict, Iterator, List, Set
 
 import pytest
 
+from ansible_collections.opskit.runbooks.plugins.module_utils._application.restore_scope import Record, RestoreScope
 from ansible_collections.opskit.runbooks.plugins.module_utils._core.errors import OpskitError
+from ansible_collections.opskit.runbooks.plugins.module_utils._core.rows import RowMerge, RowSet, predicate, uses_value
+from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.database import SqliteDatabase
+from ansible_collections.opskit.runbooks.plugins.module_utils._sqlite.rows import SqliteRows
 from ansible_collections.opskit.runbooks.tests.shared import postgres
 from ansible_collections.opskit.runbooks.tests.unit.plugins.module_utils._backup.world import (
     SOAK,
@@ -517,6 +521,348 @@ def test_postgresql_without_a_superuser(tmp_path: Path, server: postgres.Server)
     finally:
         app.remove()
         server.run("DROP ROLE IF EXISTS helper")
+
+
+def test_a_commit_makes_no_file_beside_the_image(tmp_path: Path) -> None:
+    """A super-journal there would be swept after a kill, and then the half of a transaction that was written would stay."""
+    app = Partial(str(tmp_path)).build()
+    app.sql("PRAGMA journal_mode=delete")
+    # A name that leaves no room for what SQLite adds for a super-journal.
+    image = tmp_path / ("i" * 245)
+    shutil.copy(app.at("data/app.db"), image)
+    app.sql("DELETE FROM providers")
+    with SqliteRows(SqliteDatabase("app", app.at("data/app.db"), 1)).beside(str(image), {}) as merge:
+        merge.plan([RowSet("providers", (), ("name",), "")], None, "fail")
+        with merge.written("fail"):
+            pass
+    assert len(app.rows()["providers"]) == 2
+
+
+def test_what_is_no_table_of_sqlite_is_refused(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE VIEW seen AS SELECT * FROM projects")
+    app.backup()
+    for name in ("seen", "sqlite_master", "json_each"):
+        app.params["scopes"]["it"] = {"rows": [{"table": name, "identity": ["slug"]}]}
+        refused(app, "is not a table", scope="it")
+
+
+def test_a_trigger_rests_however_it_writes_its_table(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TRIGGER note AFTER INSERT ON Providers BEGIN INSERT INTO audit VALUES ('INSERT'); END")
+    app.backup()
+    app.sql("DELETE FROM providers")
+    honest(app, scope="providers")
+    assert app.rows()["audit"] == []
+
+
+def test_a_constraint_that_replaces_does_not_remove_live_rows(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TABLE tags (id INTEGER PRIMARY KEY, name TEXT, UNIQUE (name COLLATE NOCASE) ON CONFLICT REPLACE)")
+    app.sql("INSERT INTO tags VALUES (1, 'Ann')")
+    app.backup()
+    app.sql("DELETE FROM tags; INSERT INTO tags VALUES (5, 'ann')")
+    app.params["scopes"]["it"] = {"rows": [{"table": "tags", "identity": ["name"]}]}
+    for policy in ("fail", "skip", "replace"):
+        with pytest.raises(OpskitError, match="UNIQUE"):
+            app.restore_scope("it", policy=policy)
+        assert app.ask("SELECT * FROM tags") == [["5", "ann"]]
+
+
+def test_texts_of_sqlite_of_whatever_bytes(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql(
+        "CREATE TABLE odd (k TEXT PRIMARY KEY, v TEXT); INSERT INTO odd VALUES (CAST(x'ff41' AS TEXT), 'x'), ('n', 'a' || char(0) || 'b')"
+    )
+    app.backup()
+    app.sql("DELETE FROM odd WHERE v = 'x'; UPDATE odd SET v = 'a' || char(0) || 'c'")
+    app.params["scopes"]["it"] = {"rows": [{"table": "odd", "identity": ["k"]}]}
+    honest(app, scope="it", policy="replace")
+    assert app.ask("SELECT hex(k), hex(v) FROM odd ORDER BY 1") == [["6E", "610062"], ["FF41", "78"]]
+
+
+def test_a_database_in_utf_16(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    os.unlink(app.at("data/app.db"))
+    app.sql("PRAGMA encoding = 'UTF-16le'; CREATE TABLE none (id)")
+    app.make_database()
+    app.backup()
+    app.sql("DELETE FROM providers")
+    honest(app, scope="providers")
+
+
+def test_a_column_that_is_called_like_an_error(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TABLE jobs (id INTEGER PRIMARY KEY, locked_full TEXT); CREATE UNIQUE INDEX one ON jobs (locked_full) WHERE id > 0")
+    app.sql("INSERT INTO jobs VALUES (1, 'v')")
+    app.backup()
+    app.sql("UPDATE jobs SET id = 2")
+    app.params["scopes"]["it"] = {"rows": [{"table": "jobs", "identity": ["locked_full"]}]}
+    with pytest.raises(OpskitError, match="SQLite refuses: UNIQUE"):
+        app.restore_scope("it")
+    app.params["database_timeout"] = 0
+    with closing(sqlite3.connect(app.at("data/app.db"), isolation_level=None)) as other:
+        other.execute("DELETE FROM jobs")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OpskitError, match="locked by another process"):
+            app.restore_scope("it")
+
+
+def test_what_no_database_takes_is_refused(app: Partial) -> None:
+    app.backup()
+    for wrong in ("a\0", "\udcff"):
+        refused(app, "can't be a value", scope="preferences", value=wrong)
+        for described in ({"table": wrong}, {"table": "users", "where": f"name = '{wrong}'"}):
+            app.params["scopes"]["it"] = {"rows": [{"identity": ["name"], **described}]}
+            refused(app, "no text in UTF-8", scope="it")
+        del app.params["scopes"]["it"]
+
+
+def test_a_row_that_becomes_something_else_after_the_plan_is_not_written_over(app: Partial, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.params["scopes"]["it"] = {"rows": [{"table": "providers", "identity": ["name"]}]}
+    app.backup()
+    app.sql("UPDATE providers SET api_key = 'new' WHERE id = 1")
+    written = RowMerge.written
+
+    def late(merge: RowMerge, policy: str) -> Any:
+        app.sql("UPDATE providers SET name = 'mine', api_key = 'mine' WHERE id = 1")
+        return written(merge, policy)
+
+    monkeypatch.setattr(RowMerge, "written", late)
+    with pytest.raises(OpskitError, match="changed by somebody else meanwhile: id=1"):
+        app.restore_scope("it", policy="replace")
+    assert app.ask("SELECT name, api_key FROM providers WHERE id = 1") == [["mine", "mine"]]
+
+
+def test_a_key_in_other_case_is_another_thing(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.sql("CREATE TABLE tags (name TEXT COLLATE NOCASE PRIMARY KEY, kind TEXT, v TEXT); INSERT INTO tags VALUES ('Ann', 'k', 'v')")
+    app.backup()
+    app.sql("UPDATE tags SET name = 'ANN'")
+    app.params["scopes"]["it"] = {"rows": [{"table": "tags", "identity": ["kind"]}]}
+    refused(app, "something else by now, because name differs", scope="it", policy="replace")
+
+
+def test_a_trigger_that_keeps_a_row_from_being_written_is_told(app: Partial) -> None:
+    if app.engine == "sqlite":
+        app.sql("CREATE TRIGGER no BEFORE INSERT ON providers BEGIN SELECT RAISE(IGNORE); END")
+    else:
+        app.sql("SET ROLE app; CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RETURN NULL; END$$")
+        app.sql("SET ROLE app; CREATE TRIGGER no BEFORE INSERT ON providers FOR EACH ROW EXECUTE FUNCTION no()")
+    app.backup()
+    app.sql("DELETE FROM providers")
+    app.params["scopes"]["providers"]["rows"][0]["fire_triggers"] = True
+    with pytest.raises(OpskitError, match=r"id=1 of .* was not written"):
+        app.restore_scope("providers")
+    assert app.rows()["providers"] == []
+
+
+def test_what_is_computed_may_be_unique_and_refer(app: Partial) -> None:
+    app.sql("CREATE TABLE kinds (id integer PRIMARY KEY); INSERT INTO kinds VALUES (2)")
+    app.sql(
+        "CREATE TABLE made (id integer PRIMARY KEY, name varchar(9), low varchar(9) GENERATED ALWAYS AS (lower(name)) STORED UNIQUE, "
+        "kind integer GENERATED ALWAYS AS (id + 1) STORED REFERENCES kinds(id))"
+    )
+    app.sql("INSERT INTO made (id, name) VALUES (1, 'A')")
+    app.backup()
+    app.sql("DELETE FROM made")
+    app.params["scopes"]["it"] = {"rows": [{"table": "made", "identity": ["name"]}]}
+    honest(app, scope="it")
+    assert app.ask("SELECT * FROM made") == [["1", "A", "a", "2"]]
+
+
+def test_what_other_rows_follow_is_never_updated(app: Partial) -> None:
+    app.sql("CREATE TABLE kinds (id integer PRIMARY KEY, name varchar(9), code varchar(9) UNIQUE)")
+    app.sql("CREATE TABLE things (id integer PRIMARY KEY, code varchar(9) REFERENCES kinds(code) ON UPDATE CASCADE)")
+    app.sql("INSERT INTO kinds VALUES (1, 'n', 'x'); INSERT INTO things VALUES (1, 'x')")
+    app.params["scopes"]["it"] = {"rows": [{"table": "kinds", "identity": ["name"]}]}
+    app.params["scopes"]["named"] = {"rows": [{"table": "users", "key": ["name"], "identity": ["name"]}]}
+    app.params["scopes"]["providers"]["rows"][0]["key"] = ["name"]
+    app.backup()
+    app.sql("UPDATE kinds SET code = 'y'; UPDATE providers SET api_key = 'new'")
+    refused(app, "would get another code", "id=1", scope="it", policy="replace")
+    assert app.ask("SELECT code FROM things") == [["y"]]
+    # By another key than the number, which only the database gives.
+    honest(app, scope="providers", policy="replace")
+    app.sql("DELETE FROM usage WHERE project_id = 2; DELETE FROM projects WHERE user_id = 2; DELETE FROM preferences WHERE user_id = 2")
+    app.sql("DELETE FROM users WHERE id = 2")
+    app.sql("INSERT INTO users (name) VALUES ('bob')")
+    refused(app, "would get another id", "name=bob", scope="named", policy="replace")
+
+
+def test_types_of_postgresql_that_the_application_made(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE TYPE mood AS ENUM ('ok', 'sad'); CREATE DOMAIN few AS integer CHECK (VALUE < 9)")
+        app.sql("SET ROLE app; CREATE TABLE moods (id integer PRIMARY KEY, mood mood, few few, moods mood[], n numeric(4, 2))")
+        app.sql("INSERT INTO moods VALUES (1, 'sad', 5, '{ok,sad}', 1.5)")
+        app.backup()
+        app.sql("DELETE FROM moods")
+        app.params["scopes"]["it"] = {"rows": [{"table": "moods", "identity": ["id"]}]}
+        honest(app, scope="it")
+        assert app.ask("SELECT * FROM moods") == [["1", "sad", "5", "{ok,sad}", "1.50"]]
+        app.sql("ALTER TABLE moods ALTER n TYPE numeric(5, 2)")
+        refused(app, "other columns", scope="it")
+    finally:
+        app.remove()
+
+
+def test_triggers_of_a_table_whose_keys_wait(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("ALTER TABLE usage ALTER CONSTRAINT usage_project_id_fkey DEFERRABLE INITIALLY DEFERRED")
+        app.sql("SET ROLE app; CREATE FUNCTION noted() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'fired'; END$$")
+        app.sql("SET ROLE app; CREATE TRIGGER note BEFORE INSERT ON usage FOR EACH ROW EXECUTE FUNCTION noted()")
+        app.backup()
+        definitions = app.definitions()
+        lose_project(app)
+        honest(app, scope="project", value="a")
+        assert app.definitions() == definitions == [["note", "O"]]
+    finally:
+        app.remove()
+
+
+def test_rules_are_at_rest(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE RULE no AS ON INSERT TO providers DO INSTEAD NOTHING")
+        app.backup()
+        app.sql("DELETE FROM providers")
+        honest(app, scope="providers")
+        assert len(app.rows()["providers"]) == 2
+        assert app.ask("SELECT ev_enabled FROM pg_rewrite WHERE rulename = 'no'") == [["O"]]
+    finally:
+        app.remove()
+
+
+def test_a_table_that_others_inherit_from_is_refused(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE TABLE old (why text) INHERITS (audit); CREATE TABLE note (id integer PRIMARY KEY)")
+        app.sql("CREATE TABLE more (what text) INHERITS (note); INSERT INTO more VALUES (1, 'x')")
+        app.backup()
+        app.sql("DELETE FROM note")
+        app.params["scopes"]["it"] = {"rows": [{"table": "note", "identity": ["id"]}]}
+        refused(app, "inherit from note", scope="it")
+    finally:
+        app.remove()
+
+
+def test_partitioned_tables_and_keys_to_them(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    try:
+        app.sql("SET ROLE app; CREATE TABLE lots (id integer PRIMARY KEY, name text) PARTITION BY RANGE (id)")
+        app.sql("SET ROLE app; CREATE TABLE low PARTITION OF lots FOR VALUES FROM (0) TO (10)")
+        app.sql("SET ROLE app; CREATE TABLE high PARTITION OF lots FOR VALUES FROM (10) TO (20)")
+        app.sql("SET ROLE app; CREATE TABLE items (id integer PRIMARY KEY, lot integer REFERENCES lots(id))")
+        app.sql("INSERT INTO lots VALUES (1, 'a'), (11, 'b'); INSERT INTO items VALUES (1, 1), (2, 11)")
+        app.backup()
+        app.sql("DELETE FROM items; DELETE FROM lots")
+        app.params["scopes"]["it"] = {"rows": [{"table": "items", "identity": ["lot"]}, {"table": "lots", "identity": ["name"]}]}
+        honest(app, scope="it")
+        assert app.ask("SELECT tableoid::regclass, name FROM lots ORDER BY 1") == [["low", "a"], ["high", "b"]]
+    finally:
+        app.remove()
+
+
+def test_the_words_of_postgresql_hold_no_values(tmp_path: Path, server: postgres.Server) -> None:
+    app = PostgresPartial(str(tmp_path), server).build()
+    scope = app.params["scopes"]["providers"]["rows"][0]
+    try:
+        app.sql("SET ROLE app; CREATE UNIQUE INDEX one ON providers (api_key) WHERE id > 0")
+        app.backup()
+        app.sql("DELETE FROM providers; INSERT INTO providers (name, api_key) VALUES ('x', 'canary-1')")
+        said = []
+        for change, where in (
+            ("", ""),
+            ("DELETE FROM providers; ALTER TABLE providers ADD CONSTRAINT no CHECK (api_key <> 'canary-1')", ""),
+            ("", "api_key::integer = 1"),
+        ):
+            app.sql(change or "SELECT 1")
+            scope["where"] = where
+            with pytest.raises(OpskitError) as error:
+                app.restore_scope("providers")
+            said.append(str(error.value))
+        assert "canary" not in "".join(said)
+        assert '"one"' in said[0]
+        assert '"no"' in said[1]
+        assert "api_key::integer" in said[2]
+    finally:
+        app.remove()
+
+
+def test_names_and_paths_that_are_none_are_refused(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.backup()
+    app.params["scopes"]["it"] = {"paths": ["/a\0b"]}
+    refused(app, "not an absolute path", scope="it")
+    app.params["scopes"] = {1: {"paths": [app.at("config")]}}
+    refused(app, "no name for a scope", scope="1")
+
+
+def test_rows_that_were_changed_since_give_no_wrong_verdict(app: Partial, monkeypatch: pytest.MonkeyPatch) -> None:
+    app.backup()
+    app.sql("UPDATE projects SET title = 'other' WHERE id = 1")
+    app.write("projects/a/files/1.txt", "other\n")
+
+    def dies(_record: Record) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        # The rows are committed, and the journal does not say so yet.
+        patch.setattr(Record, "close", dies)
+        with pytest.raises(KeyboardInterrupt):
+            app.restore_scope("project", "a", policy="replace")
+    app.sql("UPDATE projects SET title = 'later' WHERE id = 1")
+    with pytest.raises(OpskitError, match="can't be told"):
+        app.restore_scope("config")
+    assert Path(app.at("projects/a/files/1.txt")).read_text() == "a 1\n" * 2
+    app.sql("UPDATE projects SET title = 'A' WHERE id = 1")
+    assert "finished" in app.restore_scope("config")["recovered"]
+    # Nor does the check after a run fail for it.
+    app.sql("UPDATE projects SET title = 'other' WHERE id = 1")
+    verify = RestoreScope.verify
+
+    def late(operation: RestoreScope) -> Any:
+        app.sql("UPDATE projects SET title = 'later' WHERE id = 1")
+        return verify(operation)
+
+    monkeypatch.setattr(RestoreScope, "verify", late)
+    assert app.restore_scope("project", "a", policy="replace")["changed"]
+
+
+def test_a_value_stands_in_no_text_of_a_condition() -> None:
+    for text in (
+        r"E'it\'s :value'",
+        "'it''s :value'",
+        '"a :value"',
+        "$x$ ' :value $x$",
+        "-- :value",
+        "/* ' :value */",
+        "a::value",
+        r"e'\\'",
+    ):
+        assert predicate(f"{text}\n", "X", "%") == f"{text}\n"
+        assert not uses_value(text)
+    assert predicate(r"E'\'' = :value AND like'\' || :value", "X", "%") == r"E'\'' = X AND like'\' || X"
+
+
+def test_what_was_begun_is_settled_also_when_the_next_run_is_refused(tmp_path: Path) -> None:
+    app = Partial(str(tmp_path)).build()
+    app.backup()
+    seen = files(app)
+    number = 1
+    while True:
+        app.sql("UPDATE projects SET title = 'other' WHERE id = 1")
+        app.write("projects/a/files/1.txt", "other\n")
+        assert killed_at(number, lambda: app.restore_scope("project", "a", policy="replace"))
+        # Renamed, and not committed.
+        if files(app) == seen and app.ask("SELECT title FROM projects WHERE id = 1") == [["other"]]:
+            break
+        number += 1
+    with pytest.raises(OpskitError, match="holds nothing"):
+        app.restore_scope("project", "zz")
+    assert Path(app.at("projects/a/files/1.txt")).read_text() == "other\n"
 
 
 def test_killed_anywhere_it_is_nothing_or_all_and_one_more_run_finishes(app: Partial) -> None:
