@@ -83,7 +83,7 @@ _SEQUENCES = """
          LEFT JOIN pg_catalog.pg_attrdef f ON d.classid = 'pg_catalog.pg_attrdef'::pg_catalog.regclass AND f.oid = d.objid
          JOIN pg_catalog.pg_attribute a ON a.attrelid = %s AND a.atttypid = ANY ('{smallint,integer,bigint}'::pg_catalog.regtype[])
               AND (a.attrelid, a.attnum) IN ((d.refobjid, d.refobjsubid), (f.adrelid, f.adnum))
-    WHERE d.deptype IN ('a', 'i', 'n') AND s.seqincrement > 0
+    WHERE d.deptype IN ('a', 'i', 'n')
 """
 
 
@@ -254,17 +254,19 @@ class PostgresMerge(RowMerge):
         oid, _owner = self._tables[table.name]
         for column, schema, name, increment, cache in ask(self.session, _SEQUENCES, [oid]):
             sequence = f"{quote(schema)}.{quote(name)}"
-            highest = ask(self.session, f"SELECT max({quote(column)}) FROM {place}")[0][0]
-            if highest is None or not self._is_behind(sequence, highest):
+            # The last one that was given to a row: of a descending sequence the lowest.
+            last = ask(self.session, f"SELECT {'max' if increment > 0 else 'min'}({quote(column)}) FROM {place}")[0][0]
+            if last is None or not self._is_behind(sequence, last, increment):
                 continue
             # What changes nothing but locks: from here on nobody takes a number until the end (ALTER SEQUENCE, notes).
             ask(self.session, f"ALTER SEQUENCE {sequence} CACHE {int(cache)}")
-            if self._is_behind(sequence, highest):
-                ask(self.session, f"ALTER SEQUENCE {sequence} RESTART WITH {int(highest) + int(increment)}")
+            if self._is_behind(sequence, last, increment):
+                ask(self.session, f"ALTER SEQUENCE {sequence} RESTART WITH {int(last) + int(increment)}")
 
-    def _is_behind(self, sequence: str, highest: int) -> bool:
-        last, called = ask(self.session, f"SELECT last_value, is_called FROM {sequence}")[0]
-        return bool(last < highest or (last == highest and not called))
+    def _is_behind(self, sequence: str, number: int, increment: int) -> bool:
+        at, called = ask(self.session, f"SELECT last_value, is_called FROM {sequence}")[0]
+        ahead = (number - at) * (1 if increment > 0 else -1)
+        return bool(ahead > 0 or (ahead == 0 and not called))
 
 
 def _search_path(facts: Dict[str, Any]) -> str:

@@ -305,6 +305,17 @@ def test_numbers_go_on_after_what_came_back(app: Partial) -> None:
     honest(app, scope="users")
     app.sql("INSERT INTO users (name) VALUES ('last')")
     assert app.ask("SELECT id FROM users WHERE name = 'last'") == [["7"]]
+    if app.engine == "postgresql":
+        down = (
+            "CREATE SEQUENCE down INCREMENT -1; CREATE TABLE down_from (id integer PRIMARY KEY DEFAULT nextval('down'), name text UNIQUE);"
+        )
+        app.sql(f"SET ROLE app; {down} INSERT INTO down_from (name) VALUES ('a'), ('b'), ('c')")
+        app.params["scopes"]["down"] = {"rows": [{"table": "down_from", "identity": ["name"]}]}
+        app.backup()
+        app.sql("DELETE FROM down_from WHERE id < -1; ALTER SEQUENCE down RESTART WITH -2")
+        honest(app, scope="down")
+        app.sql("INSERT INTO down_from (name) VALUES ('d')")
+        assert app.ask("SELECT id FROM down_from WHERE name = 'd'") == [["-4"]]
 
 
 def test_triggers_are_at_rest_unless_told_otherwise(app: Partial) -> None:
