@@ -12,7 +12,7 @@ import pwd
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, cast
 
 from .._backup import archive, images
 from .._backup.create import summary
@@ -401,7 +401,8 @@ class Drill(Operation):
 
     def _load_one(self, cluster: Cluster, served: Served) -> None:
         image, folder = served.image, os.path.join(self.folder, "empty", "image")
-        assert isinstance(served.target, PostgresTarget)
+        # The servers of a drill are all its own.
+        target = cast(PostgresTarget, served.target)
         plain, beside = os.path.join(folder, "image"), ""
         os.mkdir(folder, 0o700)
         with self._timed("load_s"):
@@ -414,14 +415,14 @@ class Drill(Operation):
             if hash_file(plain) != image.facts["sha256"]:
                 raise BackupError(f"database {image.name} has another hash than was recorded", self.store.path, "Name another set")
             try:
-                cluster.load(served.target, plain, beside, image.facts, self.cores)
+                cluster.load(target, plain, beside, image.facts, self.cores)
             except OpskitError as error:
                 if is_at_fault(error):
                     raise self._broken(image, error.what) from None
                 raise
             remove_tree(folder)
         with self._timed("compare_s"):
-            wrong = cluster.difference(served.target, image.facts, self.cores)
+            wrong = cluster.difference(target, image.facts, self.cores)
         if wrong:
             raise self._broken(image, wrong)
 
@@ -445,8 +446,9 @@ class Drill(Operation):
         for served in placement.served if cluster is not None else []:
             variable = served.target.url_variable
             if variable:
-                assert isinstance(served.target, PostgresTarget)
-                settled = present(cluster).settle(served.target, settled, f"the environment file of set {placement.manifest.id}")
+                settled = present(cluster).settle(
+                    cast(PostgresTarget, served.target), settled, f"the environment file of set {placement.manifest.id}"
+                )
         if environment is not None and settled != content:
             with open(environment.staged, "r+b") as stream:
                 stream.truncate()
