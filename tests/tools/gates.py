@@ -41,6 +41,7 @@ TARGET_PYTHONS = ("3.8", "3.9", "3.10", "3.11", "3.12", "3.13")
 UNITS_PYTHONS = ("3.8", "3.13")
 COVERAGE_PERCENT = 90
 COMMAND_SECONDS = 1800  # far above what any takes; a test that hangs ends as a failure
+UNITS_SECONDS = 2 * COMMAND_SECONDS  # two Pythons, one after the other
 STORE_SECONDS = 4 * COMMAND_SECONDS  # thousands of faults, each with a backup and a restore after it
 
 # Warnings that an operator is meant to see and a test provokes: regular expressions, each with its reason beside it.
@@ -276,7 +277,9 @@ def units() -> None:
     for folder in ("junit", "coverage"):
         shutil.rmtree(COPY / "tests/output" / folder, ignore_errors=True)
     targets = [f"--target-python=venv/{version}" for version in found]
-    success, output, seconds = command("ansible-test", "ansible-test", "units", "--requirements", "--coverage", *targets)
+    success, output, seconds = command(
+        "ansible-test", "ansible-test", "units", "--requirements", "--coverage", *targets, deadline=UNITS_SECONDS
+    )
     skipped_by_ansible_test(output)
     tests("ansible-test units on Python " + " and ".join(found), COPY.glob("tests/output/junit/*.xml"), success, output, seconds)
     covered()
