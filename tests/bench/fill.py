@@ -32,7 +32,7 @@ def main() -> None:
     server = HostServer()
     # Beside what the installed one has by this name, and loaded in one go, because memory is not what is measured here.
     server.run(f"SET ROLE {name}; {TABLE.replace('usage', 'bench_usage', 1)}", name)
-    app = Application(root, size, server)  # type: ignore[arg-type]
+    app = Application(root, size, server)  # type: ignore[arg-type]  # it can run SQL, and writing rows asks for no more
     app.database = name
     app.copy_all("bench_usage")
     server.run("VACUUM ANALYZE bench_usage", name)

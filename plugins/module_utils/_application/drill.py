@@ -158,11 +158,7 @@ class Drill(Operation):
             locks.enter_context(flock(os.path.join(self.options.state_dir, "drill.lock"), wait_s=self.options.lock_timeout_s))
             self._require_own_folder()
             self._sweep()
-            while not self.held:
-                found = self.store.find(self.options.which)
-                # One that was pruned at this moment is not found again.
-                if locks.enter_context(self.store.reading(found.id, self.options.lock_timeout_s)):
-                    self.held = found.id
+            self.held = self.store.held(self.options.which, self.options.lock_timeout_s, locks).id
             with self.store.swept():
                 yield
 
@@ -280,7 +276,7 @@ class Drill(Operation):
         if damage:
             raise Damaged("content", [{"object": "", "reason": reason} for reason in damage])
         self._make_folder()
-        with self._timed("isolate_s"):
+        with self.clock.timed(self.phases, "isolate_s"):
             self._hide([])
             self.room.open()
         try:
@@ -295,18 +291,12 @@ class Drill(Operation):
                 raise Damaged("content", failures) from None
             raise
         self._settle(placement, cluster)
-        with self._timed("start_s"):
+        with self.clock.timed(self.phases, "start_s"):
             self._bind(placement)
             self.room.require_apart()
             self._migrate(manifest)
             self._start()
         self.recovery_time_s = round(self.clock.monotonic() - self.started, 3)
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = self.clock.monotonic()
-        yield
-        self.phases[name] = round(self.clock.monotonic() - started, 3)
 
     def _make_folder(self) -> None:
         make_dir(os.path.dirname(self.folder), 0o755)
@@ -364,7 +354,7 @@ class Drill(Operation):
         served, placement.served = placement.served, []
 
         def stage() -> None:
-            with self._timed("stage_s"):
+            with self.clock.timed(self.phases, "stage_s"):
                 try:
                     Staging(placement, self.store, self.checkers, b"", durable=False).fill()
                 except OSError as error:
@@ -384,7 +374,7 @@ class Drill(Operation):
         return self.cluster
 
     def _load(self, cluster: Cluster, served: List[Served]) -> None:
-        with self._timed("cluster_s"):
+        with self.clock.timed(self.phases, "cluster_s"):
             cluster.prepare()
             limits = Limits(images.available_memory(), self.cores)
             name = self.room.name(CLUSTER)
@@ -405,10 +395,8 @@ class Drill(Operation):
         target = cast(PostgresTarget, served.target)
         plain, beside = os.path.join(folder, "image"), ""
         os.mkdir(folder, 0o700)
-        with self._timed("load_s"):
-            for name, _size in image.stored:
-                self.store.whole_object(name)
-            images.unpack(self.store, image, plain, folder)
+        with self.clock.timed(self.phases, "load_s"):
+            images.unpack_whole(self.store, image, plain, folder)
             if image.beside:
                 beside = os.path.join(folder, "globals.sql")
                 archive.decompress(self.store.object_path(image.beside), beside)
@@ -421,7 +409,7 @@ class Drill(Operation):
                     raise self._broken(image, error.what) from None
                 raise
             remove_tree(folder)
-        with self._timed("compare_s"):
+        with self.clock.timed(self.phases, "compare_s"):
             wrong = cluster.difference(target, image.facts, self.cores)
         if wrong:
             raise self._broken(image, wrong)

@@ -16,8 +16,8 @@ from typing import Any, Callable, Dict, Iterator, List, Mapping, NamedTuple, Opt
 from .._backup import images
 from .._backup.create import summary
 from .._backup.errors import BackupError
-from .._backup.exchange import interrupted_set
-from .._backup.manifest import Image, Manifest, get_text, put_text
+from .._backup.exchange import interrupted_set, paths_as_json, paths_from_json, remove_stage
+from .._backup.manifest import Image, Manifest
 from .._backup.placement import Placement
 from .._backup.source import ENVIRONMENT, Source, is_below
 from .._backup.staging import Staging
@@ -27,12 +27,12 @@ from .._core.clock import Clock
 from .._core.command import find_program
 from .._core.environment import fingerprint
 from .._core.errors import OpskitError, present
-from .._core.files import free_bytes, fsync_dir, human_size, is_out_of_space, make_dir, publish_json, read_json, remove_tree
+from .._core.files import free_bytes, fsync_dir, human_size, is_out_of_space, make_dir, publish_json, read_json
 from .._core.lock import flock
 from .._core.operation import Check, Operation
 from .._core.plan import Plan
 from .._core.protocols import DatabaseSource, RowTarget
-from .._core.rows import SHOWN, Mark, RowMerge, TableChange
+from .._core.rows import Mark, RowMerge, TableChange, some
 from .scope_files import Files, FileStep, Part, part_of
 from .scopes import Scope
 
@@ -79,7 +79,7 @@ class Record:
         """Return what a run left, None where none did. Raises :class:`BackupError` for a damaged one or another store's."""
         try:
             value = read_json(path)
-            record = cls(path, value["store"], value["set"], value["scope"], [get_text(stage, "path") for stage in value["stages"]])
+            record = cls(path, value["store"], value["set"], value["scope"], paths_from_json(value["stages"]))
             record.phase = [STAGING, WRITING][[STAGING, WRITING].index(value["phase"])]
             record.database = value["database"]
             record.steps = [FileStep.from_json(step) for step in value["steps"]]
@@ -101,10 +101,6 @@ class Record:
     def write(self, phase: str) -> None:
         """Record a phase, durably."""
         self.phase = phase
-        stages: List[Dict[str, Any]] = []
-        for stage in self.stages:
-            stages.append({})
-            put_text(stages[-1], "path", stage)
         publish_json(
             self.path,
             {
@@ -112,7 +108,7 @@ class Record:
                 "set": self.set_id,
                 "scope": self.scope,
                 "phase": phase,
-                "stages": stages,
+                "stages": paths_as_json(self.stages),
                 "database": self.database,
                 "steps": [step.as_json() for step in self.steps],
                 "marks": [mark._asdict() for mark in self.marks],
@@ -124,10 +120,7 @@ class Record:
         if self.phase == WRITING:
             self.write(STAGING)
         for stage in self.stages:
-            remove_tree(stage)
-            for folder in (os.path.dirname(stage), os.path.dirname(os.path.dirname(stage))):
-                if os.path.isdir(folder) and not os.listdir(folder):
-                    os.rmdir(folder)
+            remove_stage(stage)
         os.unlink(self.path)
         fsync_dir(os.path.dirname(self.path))
 
@@ -209,29 +202,14 @@ class RestoreScope(Operation):
         if not self.is_real:
             self._find_left()
         with ExitStack() as stack:
-            manifest = self._hold(stack)
+            manifest = self.manifest = self.store.held(self.options.which, self.options.lock_timeout_s, stack, make=self.is_real)
             self.store.require_restorable(manifest)
             self._refuse_what_does_not_fit(manifest)
             if self.scope.rows:
                 image = self._image(manifest)
-                with self._timed("load_s"):
+                with self.clock.timed(self.phases, "load_s"):
                     self.merge = self._open_image(image, stack)
             yield
-
-    def _hold(self, stack: ExitStack) -> Manifest:
-        """Find the set and keep it from being deleted."""
-        while True:
-            found = self.store.find(self.options.which)
-            # One that was pruned at this moment is not found again.
-            if stack.enter_context(self.store.reading(found.id, self.options.lock_timeout_s, make=self.is_real)):
-                self.manifest = found
-                return found
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = self.clock.monotonic()
-        yield
-        self.phases[name] = round(self.clock.monotonic() - started, 3)
 
     # what is refused before anything is looked at ---------------------------------------------------
 
@@ -294,11 +272,9 @@ class RestoreScope(Operation):
                 self.store.path,
                 "Free space there, or move the store to a larger disk",
             )
-        for name, _size in image.stored:
-            self.store.whole_object(name)
         folder = stack.enter_context(self.store.scratch("tmp"))
         plain = os.path.join(folder, "image")
-        images.unpack(self.store, image, plain, folder)
+        images.unpack_whole(self.store, image, plain, folder)
         wrong = [check for check in self.checkers[image.engine](plain, image.facts) if not check.ok]
         if wrong:
             raise BackupError(f"database {image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
@@ -369,10 +345,10 @@ class RestoreScope(Operation):
     def _plan_rows(self, plan: Plan, change: TableChange) -> None:
         table = f"{self.scope.database}: {change.table}"
         if change.inserted:
-            plan.add("insert rows", table, f"{len(change.inserted)} are missing: {_some(change.inserted)}")
+            plan.add("insert rows", table, f"{len(change.inserted)} are missing: {some(change.inserted)}")
         if change.updated:
             columns = sorted({column for _key, differing in change.updated for column in differing})
-            keys = _some([key for key, _columns in change.updated])
+            keys = some([key for key, _columns in change.updated])
             plan.add("update rows", table, f"{len(change.updated)} differ in {', '.join(columns)}: {keys}")
 
     # apply ----------------------------------------------------------------------------------------
@@ -390,11 +366,11 @@ class RestoreScope(Operation):
         record.write(STAGING)
         try:
             if files.changes:
-                with self._timed("stage_s"):
+                with self.clock.timed(self.phases, "stage_s"):
                     Staging(files.placement, self.store, self.checkers, b"").fill()
                 record.steps = files.steps()
             # A backup must not look at what is being changed.
-            with self.store.writer(self.options.lock_timeout_s), self._timed("write_s"):
+            with self.store.writer(self.options.lock_timeout_s), self.clock.timed(self.phases, "write_s"):
                 self._write(record, rows)
         except BaseException as error:
             try:
@@ -480,8 +456,3 @@ class RestoreScope(Operation):
             "phases": self.phases,
             "warnings_": self.warnings,
         }
-
-
-def _some(items: List[str]) -> str:
-    more = len(items) - SHOWN
-    return "; ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, NamedTuple, Sequence, Set, Tuple
 
 from .._backup.errors import BackupError
 from .._backup.exchange import Swap, inode
-from .._backup.manifest import STALE, Manifest, Record, get_text, put_text
+from .._backup.manifest import STALE, Manifest, Record, get_text
 from .._backup.placement import Placement, Target, parents
 from .._backup.source import Source, is_below, look
-from .._core.rows import FAIL, REPLACE, SHOWN
+from .._core.rows import FAIL, REPLACE, some
 
 
 class Part(NamedTuple):
@@ -121,7 +121,7 @@ class Files:
             self._compare(target)
         if self.kept and self.policy == FAIL:
             raise BackupError(
-                f"{len(self.kept)} live paths are not what the set has: {_some(self.kept)}",
+                f"{len(self.kept)} live paths are not what the set has: {some(self.kept, ', ')}",
                 todo="Choose the policy replace (the set's files count) or skip (the live files stay)",
             )
 
@@ -200,55 +200,32 @@ class Files:
         return ""
 
 
-class FileStep:
-    """One rename of :class:`Swap`, in a folder that is held meanwhile, so that nobody can put a link in its way."""
-
-    def __init__(self, live: str, staged: str, live_inode: Optional[int], staged_inode: Optional[int]) -> None:
-        self.live = live
-        self.staged = staged
-        self.live_inode = live_inode
-        self.staged_inode = staged_inode
-
-    @classmethod
-    def planned(cls, live: str, staged: str) -> FileStep:
-        """Return the step for what is at the two names now."""
-        return cls(live, staged, inode(live), inode(staged))
+class FileStep(Swap):
+    """A swap in a folder that is held meanwhile, so that nobody can put a link in its way."""
 
     def do(self) -> None:
         """Rename. Raises :class:`OSError`, or :class:`BackupError` where another path is live by now."""
-        with self._swap() as swap:
+        with self._held() as swap:
             if not swap.is_undone():
                 raise BackupError("this was changed by somebody else meanwhile", self.live, "Nothing was changed; run again")
             swap.do()
 
     def finish(self) -> None:
         """Rename where that was not done yet."""
-        with self._swap() as swap:
+        with self._held() as swap:
             if not swap.is_done():
                 swap.undo()
                 swap.do()
 
     def undo(self) -> None:
         """Rename back, from whatever point; nothing to do is fine."""
-        with self._swap() as swap:
+        with self._held() as swap:
             swap.undo()
 
     @contextmanager
-    def _swap(self) -> Iterator[Swap]:
+    def _held(self) -> Iterator[Swap]:
         with held_folder(os.path.dirname(self.live)) as folder:
             yield Swap(os.path.join(folder, os.path.basename(self.live)), self.staged, self.live_inode, self.staged_inode)
-
-    def as_json(self) -> Dict[str, Any]:
-        """Return what the journal holds."""
-        value: Dict[str, Any] = {"live_inode": self.live_inode, "staged_inode": self.staged_inode}
-        put_text(value, "live", self.live)
-        put_text(value, "staged", self.staged)
-        return value
-
-    @classmethod
-    def from_json(cls, value: Dict[str, Any]) -> FileStep:
-        """Read what :meth:`as_json` wrote. Raises what a wrong shape raises."""
-        return cls(get_text(value, "live"), get_text(value, "staged"), value["live_inode"], value["staged_inode"])
 
 
 @contextmanager
@@ -280,8 +257,3 @@ def live_base(target: Target) -> str:
 
 def _is_folder(path: str) -> bool:
     return stat.S_ISDIR(os.lstat(path).st_mode)
-
-
-def _some(paths: Sequence[str]) -> str:
-    more = len(paths) - SHOWN
-    return ", ".join(paths[:SHOWN]) + (f" and {more} more" if more > 0 else "")

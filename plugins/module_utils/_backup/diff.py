@@ -106,24 +106,19 @@ class Diff(Operation):
         self.store.open()
         self.store.require_locks()
         with ExitStack() as held:
-            manifest = self._hold(held, self.options.which)
+            manifest = self._held(self.options.which, held)
             self.found["set"] = summary(self.store, manifest)
             if self.options.other == LIVE:
                 self.found["other"] = {"id": LIVE}
                 self._compare(*self._with_live(manifest))
             else:
-                other = self._hold(held, self.options.other)
+                other = self._held(self.options.other, held)
                 self.found["other"] = summary(self.store, other)
                 self._compare(*self._with_set(manifest, other))
         return Plan("none")
 
-    def _hold(self, held: ExitStack, which: str) -> Manifest:
-        """Find a set and keep it from being deleted."""
-        while True:
-            manifest = self.store.find(which)
-            # One that was pruned at this moment is not found again.
-            if held.enter_context(self.store.reading(manifest.id, self.options.lock_timeout_s, make=self.is_real)):
-                return manifest
+    def _held(self, which: str, locks: ExitStack) -> Manifest:
+        return self.store.held(which, self.options.lock_timeout_s, locks, make=self.is_real)
 
     # the two sides --------------------------------------------------------------------------------
 

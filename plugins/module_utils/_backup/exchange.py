@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import glob
 import os
-from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Union
+from typing import Any, Dict, Iterable, List, Mapping, NamedTuple, Optional, Type, TypeVar, Union
 
 from .._core.errors import OpskitError
-from .._core.files import NO_FLAGS, exchange, fsync_dir, move_new, publish_json, read_json
+from .._core.files import NO_FLAGS, exchange, fsync_dir, move_new, publish_json, read_json, remove_tree
 from .._core.protocols import ServerTarget
 from .errors import BackupError
 from .manifest import get_text, put_text
@@ -33,6 +33,9 @@ KEPT = ".kept-"
 """What is added to the name of logs, with a number, when others lie at their place by now."""
 
 
+SomeSwap = TypeVar("SomeSwap", bound="Swap")
+
+
 class Swap:
     """Two names change places; or, with nothing at one of them, a name moves.
 
@@ -48,7 +51,7 @@ class Swap:
         self.staged_inode = staged_inode
 
     @classmethod
-    def planned(cls, live: str, staged: str) -> Swap:
+    def planned(cls: Type[SomeSwap], live: str, staged: str) -> SomeSwap:
         """Return the swap of what is at the two names now."""
         return cls(live, staged, inode(live), inode(staged))
 
@@ -121,6 +124,11 @@ class Swap:
         put_text(value, "live", self.live)
         put_text(value, "staged", self.staged)
         return value
+
+    @classmethod
+    def from_json(cls: Type[SomeSwap], value: Dict[str, Any]) -> SomeSwap:
+        """Read what :meth:`as_json` wrote. Raises what a wrong shape raises."""
+        return cls(get_text(value, "live"), get_text(value, "staged"), value["live_inode"], value["staged_inode"])
 
 
 def kept_logs(log: str) -> List[str]:
@@ -313,7 +321,7 @@ def _step_from_json(value: Dict[str, Any], servers: Servers) -> Step:
         return Password(server_of(servers, value["password"]), live, staged)
     if "carry" in value:
         return Carry(live, staged, value["precious"])
-    return Swap(live, staged, value["live_inode"], value["staged_inode"])
+    return Swap.from_json(value)
 
 
 def _move_keeping_time(source: str, target: str) -> None:
@@ -379,7 +387,7 @@ class Journal:
     @classmethod
     def from_json(cls, path: str, value: Dict[str, Any], servers: Servers) -> Journal:
         """Read what :meth:`as_json` wrote. Raises what a wrong shape raises."""
-        stages = [get_text(stage, "path") for stage in value["stages"]]
+        stages = paths_from_json(value["stages"])
         journal = cls(path, value["store"], value["label"], value["set"], stages, value["previous"], servers)
         journal.phase = PHASES[PHASES.index(value["phase"])]
         journal.steps = [_step_from_json(step, servers) for step in value["steps"]]
@@ -389,16 +397,12 @@ class Journal:
 
     def as_json(self) -> Dict[str, Any]:
         """Return what is written."""
-        stages: List[Dict[str, Any]] = []
-        for stage in self.stages:
-            stages.append({})
-            put_text(stages[-1], "path", stage)
         return {
             "store": self.store,
             "label": self.label,
             "set": self.set_id,
             "phase": self.phase,
-            "stages": stages,
+            "stages": paths_as_json(self.stages),
             "steps": [step.as_json() for step in self.steps],
             "beside": [item._asdict() for item in self.beside],
             "previous": self.previous,
@@ -422,6 +426,28 @@ class Journal:
         """Bring back the state before, whatever was done of the steps."""
         for step in reversed(self.steps):
             step.undo()
+
+
+def remove_stage(stage: str) -> None:
+    """Remove a staging folder, and those of the store and of all stores around it where nothing else is in them."""
+    remove_tree(stage)
+    for folder in (os.path.dirname(stage), os.path.dirname(os.path.dirname(stage))):
+        if os.path.isdir(folder) and not os.listdir(folder):
+            os.rmdir(folder)
+
+
+def paths_as_json(paths: Iterable[str]) -> List[Dict[str, Any]]:
+    """Return what a journal holds of paths, whatever bytes they are made of."""
+    found: List[Dict[str, Any]] = []
+    for path in paths:
+        found.append({})
+        put_text(found[-1], "path", path)
+    return found
+
+
+def paths_from_json(value: Iterable[Dict[str, Any]]) -> List[str]:
+    """Read what :func:`paths_as_json` wrote. Raises what a wrong shape raises."""
+    return [get_text(one, "path") for one in value]
 
 
 def interrupted_set(path: str) -> str:

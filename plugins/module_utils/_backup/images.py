@@ -93,6 +93,13 @@ def disk_to_unpack(image: Image) -> int:
     return int(image.facts["bytes"]) + image.base_image_bytes
 
 
+def unpack_whole(store: Store, image: Image, target: str, aside: str) -> None:
+    """:func:`unpack`, of objects that were read before and hold the bytes that they are named by."""
+    for name, _size in image.stored:
+        store.whole_object(name)
+    unpack(store, image, target, aside)
+
+
 def unpack(store: Store, image: Image, target: str, aside: str) -> None:
     """Write an image's plain bytes to a new file, mode 0600. Raises :class:`BackupError` when an object is damaged.
 

@@ -38,6 +38,7 @@ from .exchange import (
     Step,
     Swap,
     kept_logs,
+    remove_stage,
     server_of,
 )
 from .placement import Placement, parents
@@ -121,17 +122,9 @@ class Restore(Operation):
                 # A backup must not look at what is being exchanged.
                 locks.enter_context(self.store.writer(self.options.lock_timeout_s))
             if self.state in ("staged", "restored"):
-                self._hold(locks)
+                self.held = self.store.held(self.options.which, self.options.lock_timeout_s, locks).id
             with self.store.swept():
                 yield
-
-    def _hold(self, locks: ExitStack) -> None:
-        """Find the set and keep it from being deleted."""
-        while not self.held:
-            found = self.store.find(self.options.which)
-            # One that was pruned at this moment is not found again.
-            if locks.enter_context(self.store.reading(found.id, self.options.lock_timeout_s)):
-                self.held = found.id
 
     # plan -----------------------------------------------------------------------------------------
 
@@ -287,20 +280,17 @@ class Restore(Operation):
             self._purge()
         else:
             if any(step.step == "stage" for step in plan):
-                self._timed("stage_s", self._stage)
+                with self.clock.timed(self.phases, "stage_s"):
+                    self._stage()
                 self.settings.confirm()
             if any(step.step == "exchange" for step in plan):
-                self._timed("exchange_s", self._exchange)
+                with self.clock.timed(self.phases, "exchange_s"):
+                    self._exchange()
 
     def _find_kept_logs(self) -> None:
         """Count what an undone exchange has put beside logs as logs: it stays live, whatever is restored or purged."""
         for log in list(self.source.logs):
             self.source.logs.extend(path for path in kept_logs(log) if path not in self.source.logs)
-
-    def _timed(self, name: str, work: Any) -> None:
-        started = self.clock.monotonic()
-        work()
-        self.phases[name] = round(self.clock.monotonic() - started, 3)
 
     def _recover(self, journal: Journal) -> None:
         self._require_unused()
@@ -423,10 +413,7 @@ class Restore(Operation):
             fsync_dir(self.state_dir)
         self.journal = None
         for stage in stages:
-            remove_tree(stage)
-            for folder in (os.path.dirname(stage), os.path.dirname(os.path.dirname(stage))):
-                if os.path.isdir(folder) and not os.listdir(folder):
-                    os.rmdir(folder)
+            remove_stage(stage)
 
     # verify ---------------------------------------------------------------------------------------
 

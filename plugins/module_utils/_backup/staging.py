@@ -109,9 +109,7 @@ class Staging:
 
     def _place_image(self, placed: Placed) -> None:
         os.makedirs(os.path.dirname(placed.staged), 0o700, exist_ok=True)
-        for name, _size in placed.image.stored:
-            self.store.whole_object(name)
-        images.unpack(self.store, placed.image, placed.staged, self.placement.stage_of(placed))
+        images.unpack_whole(self.store, placed.image, placed.staged, self.placement.stage_of(placed))
         wrong = [x for x in self.checkers[placed.image.engine](placed.staged, placed.image.facts) if not x.ok]
         if wrong:
             raise BackupError(f"database {placed.image.name}: {wrong[0].check}: {wrong[0].detail}", self.store.path, "Name another set")
@@ -127,9 +125,7 @@ class Staging:
         """Load one database beside the live one, from plain files in the store, which has the room."""
         with self.store.scratch("tmp") as folder:
             plain, beside = os.path.join(folder, "image"), ""
-            for name, _size in served.image.stored:
-                self.store.whole_object(name)
-            images.unpack(self.store, served.image, plain, folder)
+            images.unpack_whole(self.store, served.image, plain, folder)
             if served.image.beside:
                 beside = os.path.join(folder, "globals.sql")
                 archive.decompress(self.store.object_path(served.image.beside), beside)

@@ -11,7 +11,7 @@ import re
 import shlex
 import subprocess
 import uuid
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from typing import Any, ContextManager, Dict, Iterator, List, NamedTuple, Optional, Set
 
@@ -171,6 +171,18 @@ class Store:
         :param make: whether a file may be made for that
         """
         return self.locks.reader(set_id, self.at("sets", set_id, "manifest.json"), wait_s, make)
+
+    def held(self, which: str, wait_s: float, locks: ExitStack, make: bool = True) -> Manifest:
+        """Find a set and keep it from being deleted for as long as the locks are held.
+
+        :param which: as :meth:`find` takes it
+        :param make: whether a file may be made for that
+        """
+        while True:
+            found = self.find(which)
+            # One that was pruned at this moment is not found again.
+            if locks.enter_context(self.reading(found.id, wait_s, make)):
+                return found
 
     def claim(self, set_id: str, make: bool = True) -> ContextManager[bool]:
         """Keep readers away from a set while the block runs. Gives False when one is at work on it."""

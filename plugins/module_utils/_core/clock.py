@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from datetime import datetime, timezone
+from typing import Dict, Iterator
 
 
 class Clock:
@@ -20,6 +22,13 @@ class Clock:
     def monotonic(self) -> float:
         """Return seconds that never run backwards, for durations and deadlines."""
         return time.monotonic()
+
+    @contextmanager
+    def timed(self, phases: Dict[str, float], name: str) -> Iterator[None]:
+        """Write down how many seconds the block took, when it ends well."""
+        started = self.monotonic()
+        yield
+        phases[name] = round(self.monotonic() - started, 3)
 
     def token(self) -> str:
         """Return four random hexadecimal digits."""

@@ -284,18 +284,18 @@ class RowMerge:
         if others:
             raise self._wrong(
                 f"{len(others)} rows of {one.table.name} are something else by now, because {' and '.join(sorted(telling))} differs "
-                f"under the same key: {_some(others)}",
+                f"under the same key: {some(others)}",
                 "Restore another set, or give the live rows other keys; no policy writes one thing over another",
             )
         if bound:
             raise self._wrong(
                 f"{len(bound)} rows of {one.table.name} would get another {' and '.join(sorted(telling))}, which foreign keys lead to or the "
-                f"database alone gives: {_some(bound)}",
+                f"database alone gives: {some(bound)}",
                 "Choose the policy skip (the live rows stay), or restore the whole set",
             )
         if missing:
             raise self._wrong(
-                f"{len(missing)} rows of {one.table.name} that the scope builds on are not there: {_some(missing)}",
+                f"{len(missing)} rows of {one.table.name} that the scope builds on are not there: {some(missing)}",
                 "Restore those first",
             )
         return change._replace(same=same)
@@ -327,7 +327,7 @@ class RowMerge:
             for change in conflicts:
                 columns = sorted({column for _key, differing in change.kept for column in differing})
                 keys = [key for key, _differing in change.kept]
-                parts.append(f"{len(keys)} rows of {change.table} differ in {', '.join(columns)} ({_some(keys)})")
+                parts.append(f"{len(keys)} rows of {change.table} differ in {', '.join(columns)} ({some(keys)})")
             raise self._wrong(
                 f"what is live is not what the set has: {'; '.join(parts)}",
                 "Choose the policy replace (the set's rows count) or skip (the live rows stay)",
@@ -359,7 +359,7 @@ class RowMerge:
                 taken = [f"{self._key_text(one.key, ours)} by {self._key_text(one.key, theirs)}" for ours, theirs in pairs]
                 raise self._wrong(
                     f"{len(found)} rows of {one.table.name} can't come back, because {' and '.join(unique)} is taken by live rows "
-                    f"of another key: {_some(taken)}",
+                    f"of another key: {some(taken)}",
                     "Rename or remove the live rows, then run again; no policy writes one thing over another",
                 )
 
@@ -385,7 +385,7 @@ class RowMerge:
         if found:
             missing = [self._key_text(foreign.parent_columns, row) for row in found]
             raise self._wrong(
-                f"rows of {one.table.name} refer to {len(found)} rows of {foreign.parent} that are not there: {_some(missing)}",
+                f"rows of {one.table.name} refer to {len(found)} rows of {foreign.parent} that are not there: {some(missing)}",
                 f"Add {foreign.parent} to the scope, or restore those rows first",
             )
 
@@ -454,7 +454,7 @@ class RowMerge:
         wrong = [key for key, differing in self._compare(one) if differing is None or not set(differing) <= allowed]
         if wrong:
             raise self._wrong(
-                f"{len(wrong)} rows of {one.table.name} were changed by somebody else meanwhile: {_some(wrong)}",
+                f"{len(wrong)} rows of {one.table.name} were changed by somebody else meanwhile: {some(wrong)}",
                 "Nothing was written; run again",
             )
 
@@ -545,7 +545,7 @@ def _equal(one: str, columns: Sequence[str], other: str, others: Sequence[str]) 
     return " AND ".join(f"{one}.{quote(column)} = {other}.{quote(same)}" for column, same in zip(columns, others))
 
 
-def _some(items: Sequence[str]) -> str:
+def some(items: Sequence[str], between: str = "; ") -> str:
     """Name the first few of many."""
     more = len(items) - SHOWN
-    return "; ".join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return between.join(items[:SHOWN]) + (f" and {more} more" if more > 0 else "")

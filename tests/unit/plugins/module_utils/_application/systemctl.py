@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Dict, List
+from typing import Any, Dict, List
 
 UNITS = Path(os.environ["UNITS"])
 TOP = UNITS.parent
@@ -54,10 +54,10 @@ def start(name: str) -> int:
             key, equals, value = line.partition("=")
             if equals:
                 environment[key] = value.strip('"')
-    output = subprocess.DEVNULL
+    output: Any = subprocess.DEVNULL
     log = open(TOP / f"{name}.log", "ab")
     if "StandardOutput" in unit:
-        output = open(unit["StandardOutput"][-1].partition(":")[2], "wb")  # type: ignore[assignment]
+        output = open(unit["StandardOutput"][-1].partition(":")[2], "wb")
     binds = unit.get("BindPaths", [])
     for line in unit.get("ExecStartPre", []):
         if subprocess.call([*prefix, *argv_of(line, binds)], env=environment, stdout=log, stderr=log, cwd="/"):
